@@ -1,0 +1,20 @@
+"""MovieLens-100K: ratings as exposures with real labels. click = rating >= 4, like = rating 5.
+
+The archive is read where it lies: a zip or folder that holds `u.data` (GroupLens) or `ml-100k.inter` (RecBole's atomic files, as in the
+wheel of `recbole==1.2.1`). MovieLens is for research use and may not be redistributed; nothing of it is copied into this project.
+
+Command:   python experiments/launch.py --config=experiments/configs/movielens.py --config.data.path=ml-100k.zip
+Hardware:  2 CPU cores, a few minutes.
+Expected:  `per_user_order`, test rows: the ranker's click AUC and GAUC above item rate and user rate, intervals apart.
+"""
+
+from ml_collections import ConfigDict
+
+from tenrec_jax.config import default_config, to_config_dict
+
+
+def get_config() -> ConfigDict:
+    config = to_config_dict(default_config())
+    config.name = "movielens"
+    config.data.kind = "movielens"
+    return config

@@ -1,0 +1,72 @@
+"""Run an experiment: raw log in, recommender and report out.
+
+    python experiments/launch.py                                                  the quick start on a synthetic log
+    python experiments/launch.py --config=experiments/configs/sequences.py --config.data.path=FILE
+    python experiments/launch.py --config=experiments/configs/tenrec.py:ctr_1m --workdir=runs/ctr --dry_run
+
+Any setting of a config can be overridden: --config.retrieval.train.epochs=20. The same command again resumes; a finished run prints its
+results.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from tenrec_jax.config import STAGES, RunConfig, from_mapping
+from tenrec_jax.errors import UserError
+from tenrec_jax.evaluation.report import results_table
+from tenrec_jax.pipeline import Pipeline
+from tenrec_jax.plan import describe
+
+QUICK_START = Path(__file__).parent / "configs" / "quickstart.py"
+
+CONFIG = config_flags.DEFINE_config_file("config", str(QUICK_START), "Config file, FILE.py or FILE.py:VARIANT.")
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME by default, NAME as in the config.")
+RUN_STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run; finished ones are skipped.")
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Check the config, print the plan and the parameter tables, train nothing."
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Parse the command line and run. Returns the exit code: 0 done, 2 wrong use or bad input."""
+    try:
+        left_over = flags.FLAGS(arguments)[1:]
+        if left_over:
+            raise UserError(f"{left_over[0]!r} is no flag. See --help.")
+        config: RunConfig = from_mapping(CONFIG.value.to_dict())
+        _run(config, Path(WORKDIR.value or Path("runs") / config.name))
+    except (flags.Error, UserError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def _run(config: RunConfig, workdir: Path) -> None:
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("tenrec_jax").setLevel(logging.INFO)
+    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
+    pipeline = Pipeline(config, workdir)
+    if DRY_RUN.value:
+        sys.stdout.write(describe(config))
+        return
+    results = pipeline.run(RUN_STAGES.value)
+    if results:
+        sys.stdout.write(results_table(results) + "\n")
+    if pipeline.finished:
+        user = pipeline.example_user()
+        sys.stdout.write(
+            f"\nreport       {workdir / 'report.html'}\n"
+            f"recommender  {workdir / 'recommender'}\n"
+            "\nNext:\n"
+            f"  tenrec-jax recommend --recommender {workdir / 'recommender'} --user {user}\n"
+            "  python experiments/launch.py --config=experiments/configs/sequences.py --config.data.path=YOUR_LOG.txt\n"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

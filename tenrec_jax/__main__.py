@@ -1,0 +1,140 @@
+"""The command line: `tenrec-jax`, the same as `python -m tenrec_jax`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from tenrec_jax import __version__
+from tenrec_jax.data.ingest import ingest
+from tenrec_jax.data.schema import KINDS, TWIN_KINDS
+from tenrec_jax.data.synthetic import write_twin
+from tenrec_jax.errors import UserError
+from tenrec_jax.evaluation.report import write_report
+from tenrec_jax.recommender import Recommendations, Recommender
+
+EXAMPLES = """examples:
+  tenrec-jax synth --kind qb_video --rows 300000 --seed 0 --out twin.csv
+  tenrec-jax ingest twin.csv --kind qb_video --out table
+  tenrec-jax recommend --recommender runs/quickstart/recommender --user 1 --k 10
+  tenrec-jax recommend --recommender runs/quickstart/recommender --history 12,7,99 --json
+  tenrec-jax report runs/quickstart
+
+Training and evaluation are run from a config: python experiments/launch.py --help
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0 done, 2 wrong use or bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tenrec-jax",
+        description="A two-stage recommender for the Tenrec benchmark.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    synth = commands.add_parser("synth", help="write a synthetic log in Tenrec's format, with its true probabilities")
+    synth.add_argument("--kind", choices=TWIN_KINDS, default="qb_video", help="format to write (default: %(default)s)")
+    synth.add_argument("--rows", type=int, default=300_000, help="rows to write (default: %(default)s)")
+    synth.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
+    synth.add_argument("--out", type=Path, required=True, help="CSV file to write")
+    synth.set_defaults(run=_synth)
+
+    table = commands.add_parser("ingest", help="validate a log and turn it into a table")
+    table.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="files of the log")
+    table.add_argument("--kind", choices=KINDS, required=True, help="format of the log")
+    table.add_argument("--out", type=Path, required=True, help="folder to write")
+    table.set_defaults(run=_ingest)
+
+    recommend = commands.add_parser("recommend", help="recommend items to a user, or from a history")
+    recommend.add_argument("--recommender", type=Path, required=True, help="folder that launch.py wrote")
+    who = recommend.add_mutually_exclusive_group(required=True)
+    who.add_argument("--user", help="raw id of a user of the log")
+    who.add_argument("--history", help="raw ids of clicked items, oldest first, comma-separated; '' for nobody known")
+    recommend.add_argument("--k", type=int, default=20, help="number of items (default: %(default)s)")
+    recommend.add_argument("--include_seen", action="store_true", help="keep items that the user has seen")
+    recommend.add_argument("--json", action="store_true", help="machine-readable output")
+    recommend.set_defaults(run=_recommend)
+
+    report = commands.add_parser("report", help="write report.html again from a run's files")
+    report.add_argument("run_folder", type=Path, metavar="RUN", help="workdir of the run")
+    report.set_defaults(run=lambda options: print(write_report(options.run_folder)))
+    return parser
+
+
+def _synth(options: argparse.Namespace) -> None:
+    summary = write_twin(options.out, kind=options.kind, rows=options.rows, seed=options.seed)
+    print(f"{summary.path}: {summary.rows:,} rows, {summary.users:,} users, {summary.items:,} items")
+    print(f"true probabilities: {summary.truth}")
+
+
+def _ingest(options: argparse.Namespace) -> None:
+    manifest = ingest(options.sources, options.kind, options.out)
+    print(f"{options.out}: {json.dumps(manifest.counts)}")
+
+
+def _recommend(options: argparse.Namespace) -> None:
+    recommender = Recommender.load(options.recommender)
+    if options.user is not None:
+        answer = recommender.recommend(
+            user_id=_id(options.user, "--user"), k=options.k, exclude_seen=not options.include_seen
+        )
+    else:
+        history = [_id(item, "--history") for item in options.history.split(",") if item.strip()]
+        answer = recommender.recommend(history=history, k=options.k, exclude_seen=not options.include_seen)
+    print(json.dumps(dataclasses.asdict(answer)) if options.json else _table(answer, options.k))
+
+
+def _id(text: str, flag: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{flag}: {text!r} is not an integer id.") from None
+
+
+def _table(answer: Recommendations, k: int) -> str:
+    actions = list(answer.items[0].probabilities) if answer.items else []
+    lines = [
+        "  ".join(
+            [f"{'rank':>4}", f"{'item':>12}", f"{'score':>9}", *(f"{a:>8}" for a in actions), f"{'retrieval':>9}"]
+        )
+    ]
+    for rank, item in enumerate(answer.items, 1):
+        probabilities = [f"{item.probabilities[action]:>8.4f}" for action in actions]
+        lines.append(
+            "  ".join(
+                [
+                    f"{rank:>4}",
+                    f"{item.item_id:>12}",
+                    f"{item.score:>9.4f}",
+                    *probabilities,
+                    f"{item.retrieval_score:>9.3f}",
+                ]
+            )
+        )
+    if len(answer.items) < k:
+        lines.append(f"The catalogue holds only {len(answer.items)} items to recommend to this user.")
+    if answer.unknown_items:
+        lines.append(f"Not in the catalogue, read as unknown: {', '.join(map(str, answer.unknown_items))}")
+    times = ", ".join(f"{name} {value:.1f}" for name, value in answer.milliseconds.items())
+    lines.append(
+        f"{answer.history_length} events read, {answer.seen_removed} seen items removed; ms: {times}; version {answer.version}"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The recommender's folder: both stages' weights, the index, id maps, histories and rules, listed with their hashes in a manifest.
+
+manifest.json          format version, content hash, models, vocabulary, SHA-256 of every other file; written last
+retrieval.safetensors  ranking.safetensors (absent where no ranker was trained)
+index/                 item vectors, searchable
+users.parquet  items.parquet  events.parquet  rules.json
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from tenrec_jax.config import RankingConfig, RetrievalConfig, ServingConfig, from_mapping
+from tenrec_jax.data.batches import TrainVocabulary
+from tenrec_jax.data.interactions import Interactions
+from tenrec_jax.errors import UserError
+from tenrec_jax.files import read_json, sha256_of, write_json
+from tenrec_jax.models.features import Vocabulary
+from tenrec_jax.models.ranker import Ranker, RankerConfig
+from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
+from tenrec_jax.retrieval.index import ItemIndex, load_index
+
+FORMAT_VERSION = 1
+RETRIEVAL_WEIGHTS, RANKING_WEIGHTS, INDEX = "retrieval.safetensors", "ranking.safetensors", "index"
+
+
+class Model(NamedTuple):
+    """A module taken apart: its structure and its parameters."""
+
+    graphdef: nnx.GraphDef
+    parameters: nnx.State
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """What the recommender knows of users and items. Arrays are indexed by dense id; entry 0 is the unknown one.
+
+    Attributes:
+        user_id: raw ids int64 [U + 1]. gender, age: int32 [U + 1]. trained_user: int32 [U + 1], the id or 0.
+        item_id: raw ids int64 [N + 1]. category: int32 [N + 1]. trained_item: int32 [N + 1], the id or 0.
+        item, action: the events, int32 [R] and int8 [R, A], one block a user. offsets: int64 [U + 2].
+    """
+
+    user_id: np.ndarray
+    gender: np.ndarray
+    age: np.ndarray
+    trained_user: np.ndarray
+    item_id: np.ndarray
+    category: np.ndarray
+    trained_item: np.ndarray
+    item: np.ndarray
+    action: np.ndarray
+    offsets: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A recommender folder, loaded. `ranking` is None where no ranker was trained; `version` names the content."""
+
+    version: str
+    actions: tuple[str, ...]
+    retrieval: Model
+    ranking: Model | None
+    max_length: int
+    index: ItemIndex
+    catalogue: Catalogue
+    serving: ServingConfig
+
+
+def save_weights(path: Path, parameters: nnx.State) -> None:
+    """Write parameters as safetensors, named by their dotted path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({name: np.ascontiguousarray(value) for name, value in _named(parameters).items()}, temporary)
+    temporary.replace(path)
+
+
+def load_weights(path: Path, like: nnx.State) -> nnx.State:
+    """Read parameters written by `save_weights`; `like` gives structure, shapes and dtypes.
+
+    Raises:
+        UserError: a parameter is missing, left over or has another shape; all of them are named.
+    """
+    weights, expected = load_file(path), _named(like)
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - weights.keys())]
+    problems += [f"{name} is left over" for name in sorted(weights.keys() - expected.keys())]
+    problems += [
+        f"{name} is {weights[name].shape}, expected {expected[name].shape}"
+        for name in sorted(expected.keys() & weights.keys())
+        if weights[name].shape != expected[name].shape
+    ]
+    if problems:
+        raise UserError(f"{path} does not fit the model: {'; '.join(problems)}.")
+    leaves = [weights[name] for name in expected]
+    return jax.tree.unflatten(jax.tree.structure(like), [jax.numpy.asarray(leaf) for leaf in leaves])
+
+
+def with_weights(model: Model, path: Path) -> Model:
+    """A model's structure with the parameters of a file."""
+    return model._replace(parameters=load_weights(path, model.parameters))
+
+
+def _named(parameters: nnx.State) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(parameters))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def two_tower(config: TwoTowerConfig, vocabulary: Vocabulary) -> Model:
+    """The structure of a two-tower, with abstract parameters."""
+    return Model(*nnx.split(nnx.eval_shape(lambda: TwoTower(config, vocabulary, rngs=nnx.Rngs(0)))))
+
+
+def ranker(config: RankerConfig, vocabulary: Vocabulary) -> Model:
+    """The structure of a ranker, with abstract parameters."""
+    return Model(*nnx.split(nnx.eval_shape(lambda: Ranker(config, vocabulary, rngs=nnx.Rngs(0)))))
+
+
+def finish(
+    folder: Path,
+    *,
+    table: Interactions,
+    trained: TrainVocabulary,
+    vocabulary: Vocabulary,
+    retrieval: RetrievalConfig,
+    ranking: RankingConfig,
+    serving: ServingConfig,
+) -> str:
+    """Complete a folder that holds the weights and the index: id maps, histories, rules and, last, the manifest.
+
+    Returns:
+        The version, a hash of the content.
+    """
+    users = {"id": table.users.raw_id, "gender": table.users.gender, "age": table.users.age, "trained": trained.user}
+    items = {"id": table.items.raw_id, "category": table.items.category, "trained": trained.item}
+    labels = {action: table.labels_RA[:, i] for i, action in enumerate(table.actions)}
+    events = {"user": table.user_R, "item": table.item_R, **labels}
+    for name, columns in {"users": users, "items": items, "events": events}.items():
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet", compression="zstd", write_page_checksum=True)
+    write_json(folder / "rules.json", dataclasses.asdict(serving))
+    files = {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }
+    version = hashlib.sha256("".join(f"{name}:{digest}\n" for name, digest in files.items()).encode()).hexdigest()[:16]
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "version": version,
+        "actions": list(table.actions),
+        "data_sha256": table.sha256,
+        "vocabulary": dataclasses.asdict(vocabulary),
+        "retrieval": dataclasses.asdict(retrieval.model),
+        "ranking": dataclasses.asdict(ranking.model) if ranking.enabled else None,
+        "files": files,
+    }
+    write_json(folder / "manifest.json", manifest)
+    return version
+
+
+def load(folder: Path) -> Artifact:
+    """Load a recommender folder.
+
+    Raises:
+        UserError: the folder is not a recommender, was written by another format version, or a file is missing or damaged.
+    """
+    if not (folder / "manifest.json").is_file():
+        raise UserError(
+            f"{folder} is not a recommender: it has no manifest.json. Run experiments/launch.py to make one."
+        )
+    manifest = read_json(folder / "manifest.json")
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise UserError(f"{folder} has format version {manifest['format_version']}; this code reads {FORMAT_VERSION}.")
+    for name, digest in manifest["files"].items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing. Export the recommender again.")
+        if sha256_of(folder / name) != digest:
+            raise UserError(
+                f"{folder / name} is damaged: its SHA-256 is not the manifest's. Export the recommender again."
+            )
+    vocabulary = from_mapping(manifest["vocabulary"], Vocabulary, "vocabulary")
+    retrieval_config = from_mapping(manifest["retrieval"], TwoTowerConfig, "retrieval")
+    retrieval = two_tower(retrieval_config, vocabulary)
+    ranking = None
+    if manifest["ranking"] is not None:
+        ranking = ranker(from_mapping(manifest["ranking"], RankerConfig, "ranking"), vocabulary)
+        ranking = with_weights(ranking, folder / RANKING_WEIGHTS)
+    return Artifact(
+        version=manifest["version"],
+        actions=tuple(manifest["actions"]),
+        retrieval=with_weights(retrieval, folder / RETRIEVAL_WEIGHTS),
+        ranking=ranking,
+        max_length=retrieval_config.features.max_length,
+        index=load_index(folder / INDEX),
+        catalogue=_load_catalogue(folder, manifest["actions"]),
+        serving=from_mapping(read_json(folder / "rules.json"), ServingConfig, "rules"),
+    )
+
+
+def _load_catalogue(folder: Path, actions: list[str]) -> Catalogue:
+    def columns(name: str) -> dict[str, np.ndarray]:
+        table = pq.read_table(folder / f"{name}.parquet", page_checksum_verification=True)
+        return {column: table[column].to_numpy() for column in table.column_names}
+
+    users, items, events = columns("users"), columns("items"), columns("events")
+    return Catalogue(
+        user_id=users["id"],
+        gender=users["gender"],
+        age=users["age"],
+        trained_user=users["trained"],
+        item_id=items["id"],
+        category=items["category"],
+        trained_item=items["trained"],
+        item=events["item"],
+        action=np.stack([events[action] for action in actions], axis=1),
+        offsets=np.searchsorted(events["user"], np.arange(len(users["id"]) + 1)),
+    )

@@ -1,0 +1,232 @@
+"""MovieLens-100K as a log: click = rating of 4 or more, like = rating of 5. Its terms forbid passing it on: name your copy.
+
+The files are found anywhere in a folder or zip archive (a wheel is one), in GroupLens' own or RecBole's edition.
+"""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tenrec_jax.data.readers import BadRows, problem_of, read_delimited
+from tenrec_jax.data.schema import GENDERS, MOVIELENS_LAYOUTS, Column, Kind, MovieLensLayout, Role
+from tenrec_jax.errors import UserError
+
+CLICK_RATING, LIKE_RATING = 4, 5
+OLDEST = 150
+
+
+class Ratings(NamedTuple):
+    """A table with the kind's columns, in the order of the file, and the names of categories 1, 2, ..."""
+
+    events: pa.Table
+    categories: tuple[str, ...]
+
+
+class Member(NamedTuple):
+    """A file of the data set: its path for messages and its bytes."""
+
+    path: str
+    data: bytes
+
+
+def movielens_files(source: Path) -> list[Path]:
+    """The files on disk that determine the log: the archive, or the three files of the folder.
+
+    Raises:
+        UserError: the source is missing, neither folder nor zip archive, or lacks a file.
+    """
+    if not source.is_dir():
+        _names(source)
+        return [source]
+    _, names = _find(source)
+    return [source / name for name in names]
+
+
+def read_movielens(source: Path, kind: Kind) -> Ratings:
+    """Read the data set.
+
+    Gender is M = 1, F = 2; age is 1 + years // 10; the category is the item's first genre, numbered from 1 in the
+    sorted order of genre names.
+
+    Raises:
+        UserError: as `movielens_files`, or a value is not as it should be.
+    """
+    layout, names = _find(source)
+    ratings, users, items = (_member(source, name) for name in names)
+    rows = _ratings(ratings, kind, layout)
+    user, item, rating = (
+        rows[kind.with_role(role)[0].name].to_numpy() for role in (Role.USER, Role.ITEM, Role.POST_EXPOSURE)
+    )
+    user_id, gender, age = _users(users, kind, layout)
+    item_id, category, categories = _items(items, kind, layout)
+    user_at = _places(user, user_id, ratings.path, users.path, layout)
+    item_at = _places(item, item_id, ratings.path, items.path, layout)
+    click, like = kind.actions
+    derived = {
+        click: pa.array(rating >= CLICK_RATING).cast("int8"),
+        like: pa.array(rating == LIKE_RATING).cast("int8"),
+        "gender": pa.array(gender[user_at]),
+        "age": pa.array(age[user_at]),
+        "category": pa.array(category[item_at], mask=category[item_at] < 0),
+    }
+    columns = {
+        c.name: rows[c.name] if c.name in rows.column_names else derived[c.feature or c.name] for c in kind.columns
+    }
+    return Ratings(pa.table(columns), categories)
+
+
+def _find(source: Path) -> tuple[MovieLensLayout, list[str]]:
+    """The edition that the source holds, and its ratings, users and items files."""
+    names = _names(source)
+    for layout in MOVIELENS_LAYOUTS:
+        found = [name for name in names if PurePosixPath(name).name == layout.ratings]
+        if len(found) > 1:
+            raise UserError(f"{source} holds {layout.ratings} {len(found)} times: {', '.join(found)}. Name one folder.")
+        if found:
+            wanted = [
+                str(PurePosixPath(found[0]).with_name(name)) for name in (layout.ratings, layout.users, layout.items)
+            ]
+            missing = [name for name in wanted if name not in names]
+            if missing:
+                raise UserError(f"{source} holds {found[0]} but not {' and '.join(missing)}.")
+            return layout, wanted
+    raise UserError(
+        f"{source} holds no MovieLens-100K: neither {' nor '.join(layout.ratings for layout in MOVIELENS_LAYOUTS)}. "
+        "Name the folder or zip archive of ml-100k (https://grouplens.org/datasets/movielens/100k/)."
+    )
+
+
+def _names(source: Path) -> list[str]:
+    if source.is_dir():
+        wanted = {name for layout in MOVIELENS_LAYOUTS for name in (layout.ratings, layout.users, layout.items)}
+        return sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.name in wanted)
+    if not source.exists():
+        raise UserError(f"There is no file or folder {source}.")
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return archive.namelist()
+    except zipfile.BadZipFile:
+        raise UserError(
+            f"{source} is not a zip archive. Name the archive, or the folder that holds the files."
+        ) from None
+
+
+def _member(source: Path, name: str) -> Member:
+    path = str(source / name)
+    if source.is_dir():
+        data = (source / name).read_bytes()
+    else:
+        try:
+            with zipfile.ZipFile(source) as archive:
+                data = archive.read(name)
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{path} is damaged: {error}. Fetch the archive again.") from error
+    if not data.strip():
+        raise UserError(f"{path} is empty.")
+    return Member(path, data)
+
+
+def _ratings(member: Member, kind: Kind, layout: MovieLensLayout) -> pa.Table:
+    roles = (Role.USER, Role.ITEM, Role.POST_EXPOSURE, Role.TIME)
+    columns = [kind.with_role(role)[0] for role in roles]
+    if layout.has_header:
+        _check_header(member, layout.ratings_fields, "\t")
+    rows = read_delimited(io.BytesIO(member.data), member.path, columns, separator="\t", has_header=layout.has_header)
+    batches = list(rows)
+    if not batches:
+        raise UserError(f"{member.path} holds a header line and no rows.")
+    return pa.Table.from_batches(batches)
+
+
+def _users(member: Member, kind: Kind, layout: MovieLensLayout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, genders and ages, by ascending id."""
+    (id_column,) = kind.with_role(Role.USER)
+    years = Column("age", Role.USER_FEATURE, "int32", 0, OLDEST)
+    bad, rows = BadRows(member.path), {}
+    for line, fields in _rows(member, layout.user_fields, layout, bad):
+        identity, age, gender = fields[:3]
+        problem = problem_of(id_column, identity) or (problem_of(years, age) if age else "")
+        if gender.decode(layout.encoding) not in GENDERS:
+            problem = problem or f"column gender: {gender.decode(layout.encoding)!r} is neither M nor F"
+        if not problem and int(identity) in rows:
+            problem = f"column {id_column.name}: {int(identity)} stands on an earlier line"
+        if problem:
+            bad.add([line], [problem], 1)
+        else:
+            rows[int(identity)] = (GENDERS[gender.decode(layout.encoding)], 1 + int(age) // 10 if age else 0)
+    bad.raise_if_any()
+    user_id = np.asarray(sorted(rows), np.int64)
+    gender_age = np.asarray([rows[user] for user in user_id.tolist()], np.int8)
+    return user_id, gender_age[:, 0], gender_age[:, 1]
+
+
+def _items(member: Member, kind: Kind, layout: MovieLensLayout) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Ids and the places of first genres (-1: none), by ascending id; the genres, sorted."""
+    (id_column,) = kind.with_role(Role.ITEM)
+    bad, rows = BadRows(member.path), {}
+    for line, fields in _rows(member, layout.item_fields, layout, bad):
+        problem = problem_of(id_column, fields[0])
+        if not problem and int(fields[0]) in rows:
+            problem = f"column {id_column.name}: {int(fields[0])} stands on an earlier line"
+        if layout.genre_flags and not set(fields[layout.genres_from :]) <= {b"0", b"1"}:
+            problem = problem or "a genre flag is neither 0 nor 1"
+        if problem:
+            bad.add([line], [problem], 1)
+        else:
+            rows[int(fields[0])] = _genres(fields, layout)
+    bad.raise_if_any()
+    genres = sorted({genre for row in rows.values() for genre in row})
+    item_id = np.asarray(sorted(rows), np.int64)
+    first = [genres.index(rows[item][0]) if rows[item] else -1 for item in item_id.tolist()]
+    return item_id, np.asarray(first, np.int8), tuple(genres)
+
+
+def _genres(fields: Sequence[bytes], layout: MovieLensLayout) -> list[str]:
+    values = fields[layout.genres_from :]
+    if layout.genre_flags:
+        return [name for name, flag in zip(layout.genre_flags, values, strict=True) if flag == b"1"]
+    return values[0].decode(layout.encoding).split()
+
+
+def _rows(member: Member, names: Sequence[str], layout: MovieLensLayout, bad: BadRows) -> list[tuple[int, list[bytes]]]:
+    """Line numbers and fields of the rows with the right number of fields."""
+    if layout.has_header:
+        _check_header(member, names, layout.separator)
+    try:
+        member.data.decode(layout.encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{member.path} is not {layout.encoding.upper()}: {error}.") from None
+    # Not splitlines: in latin-1 some letters would end a line.
+    lines = member.data.rstrip(b"\r\n").split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[layout.has_header :], 1 + layout.has_header):
+        fields = line.rstrip(b"\r").split(layout.separator.encode())
+        if len(fields) == len(names):
+            rows.append((number, fields))
+        else:
+            bad.add([number], [f"{len(fields)} fields instead of {len(names)}"], 1)
+    return rows
+
+
+def _check_header(member: Member, names: Sequence[str], separator: str) -> None:
+    found = member.data.split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", "backslashreplace")
+    if found != separator.join(names):
+        raise UserError(
+            f"{member.path}:1: not the expected header.\n  expected: {separator.join(names)}\n  found:    {found[:1000]}"
+        )
+
+
+def _places(ids: np.ndarray, known: np.ndarray, path: str, known_path: str, layout: MovieLensLayout) -> np.ndarray:
+    """Where each id stands among the known ones."""
+    place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    unknown = np.flatnonzero(known[place] != ids)
+    if len(unknown):
+        line = int(unknown[0]) + 1 + layout.has_header
+        raise UserError(f"{path}:{line}: id {ids[unknown[0]]} is not in {known_path} ({len(unknown):,} such rows).")
+    return place

@@ -1,0 +1,100 @@
+"""Baselines counted from the training rows alone: popularity, and the smoothed rates of items and of users."""
+
+import difflib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tenrec_jax.data.interactions import Interactions
+from tenrec_jax.errors import UserError
+
+_BLOCK = 1 << 22  # rows counted at a time: bounds the memory on memory-mapped tables
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TrainCounts:
+    """How often each item and user was exposed and acted on in the training rows.
+
+    Exact in float64. Entry 0 (unknown) is 0; the columns of `item_actions_N1A` [N+1, A] and `user_actions_U1A`
+    [U+1, A] follow `actions`. Where a table logs clicks alone (`has_exposures` is False), its rows are the exposures.
+    """
+
+    actions: tuple[str, ...]
+    item_exposures_N1: Floats
+    item_actions_N1A: Floats
+    user_exposures_U1: Floats
+    user_actions_U1A: Floats
+
+
+def train_counts(table: Interactions, train_rows: NDArray[np.integer]) -> TrainCounts:
+    """Counts over the given rows of the table, in one pass.
+
+    Args:
+        table: the interactions.
+        train_rows: row numbers in [0, R), such as `split.rows(Part.TRAIN)`; a row given twice counts twice.
+
+    Raises:
+        ValueError: rows that are not integers (a mask, say) or lie outside the table.
+    """
+    rows = np.asarray(train_rows)
+    if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
+        raise ValueError(f"train_rows must be a flat array of row numbers, got {rows.dtype} {rows.shape}")
+    if len(rows) and not (rows.min() >= 0 and rows.max() < table.num_rows):
+        raise ValueError(f"train_rows must lie in [0, {table.num_rows})")
+    item_exposures_N1, user_exposures_U1 = np.zeros(table.num_items + 1), np.zeros(table.num_users + 1)
+    item_actions_N1A = np.zeros((table.num_items + 1, len(table.actions)))
+    user_actions_U1A = np.zeros((table.num_users + 1, len(table.actions)))
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        item, user, labels = table.item_R[block], table.user_R[block], table.labels_RA[block]
+        item_exposures_N1 += np.bincount(item, minlength=len(item_exposures_N1))
+        user_exposures_U1 += np.bincount(user, minlength=len(user_exposures_U1))
+        for action in range(len(table.actions)):
+            acted = labels[:, action] == 1
+            item_actions_N1A[:, action] += np.bincount(item[acted], minlength=len(item_exposures_N1))
+            user_actions_U1A[:, action] += np.bincount(user[acted], minlength=len(user_exposures_U1))
+    return TrainCounts(table.actions, item_exposures_N1, item_actions_N1A, user_exposures_U1, user_actions_U1A)
+
+
+def popularity_scores(counts: TrainCounts) -> Floats:
+    """Number of training clicks of each item [N+1]: the retrieval baseline "popularity"."""
+    return counts.item_actions_N1A[:, _column(counts, "click")].copy()
+
+
+def item_rate(counts: TrainCounts, action: str, *, prior_strength: float = 20.0) -> Floats:
+    """Smoothed rate of an action per item [N+1]: (actions + s * global rate) / (exposures + s), s = prior_strength.
+
+    The posterior mean under a Beta prior with the mean of all training rows and the weight of s exposures. An item
+    without training rows, and entry 0, get the global rate.
+
+    Raises:
+        UserError: an unknown action, a prior strength that is not positive and finite, or no training rows.
+    """
+    column = _column(counts, action)
+    return _smoothed(counts.item_actions_N1A[:, column], counts.item_exposures_N1, prior_strength)
+
+
+def user_rate(counts: TrainCounts, action: str, *, prior_strength: float = 20.0) -> Floats:
+    """Smoothed rate of an action per user [U+1]; see `item_rate`."""
+    column = _column(counts, action)
+    return _smoothed(counts.user_actions_U1A[:, column], counts.user_exposures_U1, prior_strength)
+
+
+def _smoothed(actions: Floats, exposures: Floats, prior_strength: float) -> Floats:
+    if not 0 < prior_strength < np.inf:
+        raise UserError(f"prior_strength is {prior_strength}: give a positive number of exposures")
+    if not exposures.sum():
+        raise UserError("the training part has no rows, so no rate can be estimated: check the split")
+    global_rate = actions.sum() / exposures.sum()
+    return (actions + prior_strength * global_rate) / (exposures + prior_strength)
+
+
+def _column(counts: TrainCounts, action: str) -> int:
+    if action not in counts.actions:
+        close = difflib.get_close_matches(action, counts.actions, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"the table has no action {action!r}, only {', '.join(counts.actions)}{hint}")
+    return counts.actions.index(action)

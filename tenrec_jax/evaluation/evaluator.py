@@ -1,0 +1,159 @@
+"""Evaluators: constructed once for a set of rows, run on any parameters."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tenrec_jax.data.batches import TimelineBatches, TimelineReader, TrainVocabulary
+from tenrec_jax.data.interactions import Interactions
+from tenrec_jax.evaluation.metrics import ranks_of
+from tenrec_jax.timeline import Timeline
+
+
+class TargetRanks(NamedTuple):
+    """The rank of every target over the full catalogue: user, item, rank, [P] each."""
+
+    user: np.ndarray
+    item: np.ndarray
+    rank: np.ndarray
+
+
+ScoreBlock = Callable[[np.ndarray], np.ndarray]
+
+
+class RetrievalEvaluator:
+    """Ranks what users clicked next among the full catalogue.
+
+    A user's query has seen that user's visible rows; the targets are the clicks of the scored rows. Items in the visible rows are taken
+    out of the ranking when `exclude_seen`; a target that is among them counts as a miss.
+
+    Args:
+        table: the log. vocabulary: ids known from training rows.
+        visible: rows that the query may have seen, ascending. targets: rows to be predicted.
+        max_length: events that the user tower reads. buckets: padded lengths.
+        exclude_seen: see above.
+        block: users scored at a time; a block's scores take `block * N * 4` bytes.
+        max_users: evaluate an evenly spaced sample of this many users; 0 takes all.
+    """
+
+    def __init__(
+        self,
+        table: Interactions,
+        vocabulary: TrainVocabulary,
+        visible: np.ndarray,
+        targets: np.ndarray,
+        *,
+        max_length: int,
+        buckets: tuple[int, ...],
+        exclude_seen: bool = True,
+        block: int = 256,
+        max_users: int = 0,
+    ) -> None:
+        self._table, self._vocabulary, self._visible = table, vocabulary, visible
+        self._exclude_seen, self._block, self._max_length = exclude_seen, block, max_length
+        self._buckets = np.asarray(buckets)
+        clicked = targets[table.labels_RA[targets, 0] > 0]
+        users = np.unique(table.user_R[clicked])
+        if max_users and len(users) > max_users:
+            users = users[np.linspace(0, len(users) - 1, max_users).astype(int)]
+            clicked = clicked[np.isin(table.user_R[clicked], users)]
+        self._clicked, self._reader = clicked, TimelineReader(table, vocabulary, visible)
+        # Users of similar history length stand together, so that a block is padded little.
+        length = self._reader.offsets[users + 1] - self._reader.offsets[users]
+        self.users = users[np.argsort(length, kind="stable")]
+
+    def run(self, model: nnx.GraphDef, parameters: Any) -> TargetRanks:
+        """Ranks under a two-tower model."""
+        vectors_ND = item_vectors(model, parameters, self._vocabulary, self._table)
+
+        def scores(users: np.ndarray) -> np.ndarray:
+            return np.asarray(_inner_products(self.queries(model, parameters, users), vectors_ND))
+
+        return self.rank(scores)
+
+    def queries(self, model: nnx.GraphDef, parameters: Any, users: np.ndarray) -> jax.Array:
+        """The queries [B, D] of some users after their visible rows."""
+        windows = self._reader.histories(users, self._max_length)
+        length = int(self._buckets[np.searchsorted(self._buckets, (windows.stop - windows.start).max(initial=0))])
+        return _last_queries(model, parameters, self._reader.read(windows, users, length).timeline)
+
+    def rank(self, scores: ScoreBlock) -> TargetRanks:
+        """Ranks under any scorer of users against items 1..N: dense users [B] to scores [B, N]."""
+        user_P, item_P = self._table.user_R[self._clicked], self._table.item_R[self._clicked]
+        order = np.argsort(user_P, kind="stable")
+        rank_P = np.zeros(len(user_P))
+        for users in self._blocks():
+            block_BN = np.array(scores(users), np.float32)
+            if self._exclude_seen:
+                row, item = self._seen(users)
+                block_BN[row, item - 1] = -np.inf
+            low, high = np.searchsorted(user_P[order], users), np.searchsorted(user_P[order], users, side="right")
+            row = np.repeat(np.arange(len(users)), high - low)
+            pair = order[
+                np.repeat(low, high - low)
+                + np.arange(len(row))
+                - np.repeat(np.cumsum(high - low) - (high - low), high - low)
+            ]
+            rank_P[pair] = ranks_of(block_BN[row], item_P[pair] - 1)
+        return TargetRanks(user_P, item_P, rank_P)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.users), self._block):
+            yield self.users[start : start + self._block]
+
+    def _seen(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        start, stop = self._reader.offsets[users], self._reader.offsets[users + 1]
+        row = np.repeat(np.arange(len(users)), stop - start)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(stop - start) - (stop - start), stop - start)
+        return row, self._table.item_R[self._visible[np.repeat(start, stop - start) + place]]
+
+
+class RankingEvaluator:
+    """Predicts the actions on logged exposures.
+
+    Args:
+        batches: windows whose scored events are to be predicted, in the table's order.
+        num_rows, num_actions: shape of the predictions.
+    """
+
+    def __init__(self, batches: TimelineBatches, num_rows: int, num_actions: int) -> None:
+        self._batches, self._shape = batches, (num_rows, num_actions)
+
+    def run(self, model: nnx.GraphDef, parameters: Any) -> np.ndarray:
+        """Probabilities float32 [R, A]; NaN in the rows that are not scored."""
+        probability_RA = np.full(self._shape, np.nan, np.float32)
+        for step in range(self._batches.steps_per_epoch):
+            batch = self._batches(step)
+            predicted_BTA = np.asarray(_timeline_probabilities(model, parameters, batch.timeline))
+            probability_RA[batch.row[batch.score]] = predicted_BTA[batch.score]
+        return probability_RA
+
+
+def item_vectors(model: nnx.GraphDef, parameters: Any, vocabulary: TrainVocabulary, table: Interactions) -> jax.Array:
+    """The item tower's vectors of items 1..N, [N, D]; items that no training row mentions share the unknown id."""
+    return _item_vectors(model, parameters, vocabulary.item[1:], table.items.category[1:])
+
+
+@jax.jit(static_argnums=0)
+def _item_vectors(model: nnx.GraphDef, parameters: Any, item_N: jax.Array, category_N: jax.Array) -> jax.Array:
+    return nnx.merge(model, parameters).item_vectors(item_N, category_N)
+
+
+@jax.jit(static_argnums=0)
+def _last_queries(model: nnx.GraphDef, parameters: Any, timeline: Timeline) -> jax.Array:
+    query_BTD = nnx.merge(model, parameters).queries(timeline)
+    return jnp.take_along_axis(query_BTD, timeline.mask.sum(1)[:, None, None], axis=1)[:, 0]
+
+
+@jax.jit
+def _inner_products(query_BD: jax.Array, vectors_ND: jax.Array) -> jax.Array:
+    return query_BD @ vectors_ND.T
+
+
+@jax.jit(static_argnums=0)
+def _timeline_probabilities(model: nnx.GraphDef, parameters: Any, timeline: Timeline) -> jax.Array:
+    return jax.nn.sigmoid(nnx.merge(model, parameters).timeline_logits(timeline))

@@ -1,0 +1,96 @@
+"""Embeddings of users, items and events: how rows of a log become tokens."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Table sizes. Each counts its entry 0, which means "unknown" (ids) or "missing" (features).
+
+    Attributes:
+        users, items: known ids, plus one.
+        genders, ages, categories: feature values, plus one.
+        actions: number A of labelled actions; it has no entry 0.
+    """
+
+    users: int
+    items: int
+    genders: int
+    ages: int
+    categories: int
+    actions: int
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Which inputs the towers read.
+
+    Attributes:
+        user_id: embed the user's id; off where a user is nothing but their history.
+        positions: "learned" adds an embedding of the event's place in the timeline, "none" leaves order to the recency bias.
+        max_length: events a timeline may hold; the size of the learned position table.
+        init_scale: standard deviation of the embeddings at initialisation.
+    """
+
+    user_id: bool = True
+    positions: Literal["none", "learned"] = "none"
+    max_length: int = 512
+    init_scale: float = 0.02
+
+
+class UserFeatures(nnx.Module):
+    """User token: sum of the embeddings of id, gender and age, and a bias. The bias alone stands for a new user."""
+
+    def __init__(self, vocabulary: Vocabulary, config: FeatureConfig, width: int, *, rngs: nnx.Rngs) -> None:
+        init = nnx.initializers.normal(config.init_scale)
+        self.id = nnx.Embed(vocabulary.users, width, embedding_init=init, rngs=rngs) if config.user_id else None
+        self.gender = nnx.Embed(vocabulary.genders, width, embedding_init=init, rngs=rngs)
+        self.age = nnx.Embed(vocabulary.ages, width, embedding_init=init, rngs=rngs)
+        self.bias = nnx.Param(init(rngs.params(), (width,), jnp.float32))
+
+    def __call__(self, user: Array, gender: Array, age: Array) -> Array:
+        """Integer arrays of one shape [...] to tokens [..., D]."""
+        token = self.gender(gender) + self.age(age) + self.bias[...]
+        return token if self.id is None else token + self.id(user)
+
+
+class ItemFeatures(nnx.Module):
+    """Item vector: sum of the embeddings of id and category. One table serves the history, the candidates and the item tower."""
+
+    def __init__(self, vocabulary: Vocabulary, config: FeatureConfig, width: int, *, rngs: nnx.Rngs) -> None:
+        init = nnx.initializers.normal(config.init_scale)
+        self.id = nnx.Embed(vocabulary.items, width, embedding_init=init, rngs=rngs)
+        self.category = nnx.Embed(vocabulary.categories, width, embedding_init=init, rngs=rngs)
+
+    def __call__(self, item: Array, category: Array) -> Array:
+        """Integer arrays of one shape [...] to vectors [..., D]."""
+        return self.id(item) + self.category(category)
+
+
+class EventFeatures(nnx.Module):
+    """What turns an item's vector into a token of the timeline: the user's actions on it, or "not acted on yet", and its position."""
+
+    def __init__(self, vocabulary: Vocabulary, config: FeatureConfig, width: int, *, rngs: nnx.Rngs) -> None:
+        init = nnx.initializers.normal(config.init_scale)
+        self.action = nnx.Linear(vocabulary.actions, width, kernel_init=init, rngs=rngs)
+        self.target = nnx.Param(init(rngs.params(), (width,), jnp.float32))
+        learned = config.positions == "learned"
+        # Row 0 is the first event's; the user token has none.
+        self.position = nnx.Embed(config.max_length + 1, width, embedding_init=init, rngs=rngs) if learned else None
+
+    def context(self, item_BTD: Array, action_BTA: Array) -> Array:
+        """Events whose actions are known, from the first of the timeline on. Returns [B, T, D]."""
+        position_T = jnp.arange(item_BTD.shape[1])
+        return self._placed(item_BTD + self.action(action_BTA.astype(item_BTD.dtype)), position_T)
+
+    def candidates(self, item: Array, position: Array) -> Array:
+        """Items whose actions are to be predicted: item [..., D], `position` the index of the event to come, broadcast to [...]."""
+        return self._placed(item + self.target[...], position)
+
+    def _placed(self, token: Array, position: Array) -> Array:
+        return token if self.position is None else token + self.position(position)

@@ -1,0 +1,43 @@
+"""Losses as sums, so that a mean over devices or micro-batches is the mean over examples."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+
+def sampled_softmax(
+    query_PD: Array,
+    positive_PD: Array,
+    positive_id_P: Array,
+    negative_ND: Array,
+    negative_id_N: Array,
+    log_expected_count_N: Array,
+    where_P: Array,
+) -> Array:
+    """Cross-entropy of each positive against sampled negatives, with log-Q correction; summed over `where_P`.
+
+    The negatives may come from several samplers and may repeat. With `Q_j` the number of times item j is expected among them,
+
+        loss = log(exp(s_pos) + sum_{j != pos} exp(s_j - log Q_j)) - s_pos,
+
+    whose sum estimates the full softmax's partition function without bias (Bengio and Senecal, 2008; mixed negatives: Yang et al., 2020).
+    Accidental hits, negatives equal to the positive, are masked.
+
+    Args:
+        query_PD: P queries. positive_PD, positive_id_P: vector and id of the item that each should find.
+        negative_ND, negative_id_N: vectors and ids of the N shared negatives.
+        log_expected_count_N: log Q of each negative; 0 leaves the scores uncorrected.
+        where_P: True for the queries that count.
+    """
+    score_P = (query_PD * positive_PD).sum(-1)
+    score_PN = query_PD @ negative_ND.T - log_expected_count_N
+    score_PN = jnp.where(positive_id_P[:, None] == negative_id_N, -jnp.inf, score_PN)
+    partition_P = jnp.logaddexp(score_P, jax.nn.logsumexp(score_PN, axis=-1))
+    return jnp.where(where_P, partition_P - score_P, 0.0).sum()
+
+
+def action_losses(logit_BTA: Array, label_BTA: Array, where_BT: Array) -> Array:
+    """Binary cross-entropy of each action, summed over the events in `where_BT`. Returns [A]."""
+    loss_BTA = optax.losses.sigmoid_binary_cross_entropy(logit_BTA, label_BTA.astype(logit_BTA.dtype))
+    return jnp.where(where_BT[..., None], loss_BTA, 0.0).sum((0, 1))

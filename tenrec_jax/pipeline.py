@@ -1,0 +1,276 @@
+"""The stages of a run, from a raw log to a recommender.
+
+    data       make the twin if no source is named, ingest, split     table/  data.json
+    retrieval  train the two-tower                                    checkpoints/retrieval/  recommender/retrieval.safetensors
+    index      search structure over the item vectors                 recommender/index/
+    ranking    train the Fastformer ranker                            checkpoints/ranking/  recommender/ranking.safetensors
+    evaluate   validation and, once, test                             eval/val.json  eval/test.json
+    export     id maps, histories, rules, manifest; the report        recommender/  report.html
+
+A finished stage is written down in `stages.json` and not run again; an unfinished one goes on from its checkpoint.
+"""
+
+import dataclasses
+import logging
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tenrec_jax import artifact
+from tenrec_jax.config import STAGES, RunConfig
+from tenrec_jax.data.ingest import ingest
+from tenrec_jax.data.protocols import Part
+from tenrec_jax.data.schema import TWIN_KINDS
+from tenrec_jax.data.synthetic import write_twin
+from tenrec_jax.errors import UserError
+from tenrec_jax.evaluation.evaluator import RetrievalEvaluator, item_vectors
+from tenrec_jax.evaluation.metrics import auc, gains, grouped_auc, hits
+from tenrec_jax.evaluation.report import write_report
+from tenrec_jax.evaluation.results import baseline_results, ranking_results, retrieval_results
+from tenrec_jax.files import read_json, write_json, write_text
+from tenrec_jax.retrieval.index import IndexConfig, build_index, load_index, recall_against_exact
+from tenrec_jax.run_data import RunData
+from tenrec_jax.training.parallel import DataParallel
+from tenrec_jax.training.trainer import Task, TrainConfig, fit
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("tenrec_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pyarrow", "scann")
+INDEX_DEPTH, INDEX_QUERIES = 100, 1000
+
+
+class Pipeline:
+    """One run: a configuration and the folder that holds what it made.
+
+    Args:
+        config: of the run.
+        workdir: made by `run` if absent.
+
+    Raises:
+        UserError: the folder holds a run of another configuration; the message lists the differences.
+    """
+
+    def __init__(self, config: RunConfig, workdir: Path) -> None:
+        self.config, self.workdir = config, workdir
+        _refuse_other_config(config, workdir)
+        self._parallel = DataParallel()
+        self._data = RunData(config, workdir / "table", self._parallel.size)
+
+    def run(self, stages: Sequence[str] = STAGES) -> dict[str, Any]:
+        """Run the named stages in their order, skipping finished ones.
+
+        Returns:
+            The results of the test evaluation; empty if it has not run.
+
+        Raises:
+            UserError: an unknown stage, a stage whose predecessor has not run, or bad input.
+        """
+        unknown = sorted(set(stages) - set(STAGES))
+        if unknown:
+            raise UserError(f"--stages: {', '.join(unknown)} is no stage. The stages are {', '.join(STAGES)}.")
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        for place, stage in enumerate(STAGES):
+            if stage not in stages or self._is_done(stage):
+                continue
+            missing = [earlier for earlier in STAGES[:place] if not self._is_done(earlier)]
+            if missing:
+                raise UserError(f"Stage {stage} needs {', '.join(missing)} first: add them to --stages.")
+            write_json(self.workdir / "config.json", dataclasses.asdict(self.config))
+            write_json(self.workdir / "env.json", _environment())
+            began = time.perf_counter()
+            logger.info("[%d/%d] %s", place + 1, len(STAGES), stage)
+            getattr(self, f"_run_{stage}")()
+            self._mark_done(stage, time.perf_counter() - began)
+        if all(self._is_done(stage) for stage in STAGES) and not self.finished:
+            write_text(self.workdir / "DONE", "")
+        results = self.workdir / "eval" / "test.json"
+        return read_json(results) if results.exists() else {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether every stage is done."""
+        return (self.workdir / "DONE").exists()
+
+    @property
+    def recommender(self) -> Path:
+        """Folder of the recommender."""
+        return self.workdir / "recommender"
+
+    def example_user(self) -> int:
+        """Raw id of a user of the log."""
+        return int(self._data.table.users.raw_id[1])
+
+    def _run_data(self) -> None:
+        config, source = self.config.data, Path(self.config.data.path)
+        if not config.path:
+            if config.kind not in TWIN_KINDS:
+                raise UserError(f"Name the log: --config.data.path=PATH. A twin is made for {', '.join(TWIN_KINDS)} alone.")
+            source = self.workdir / "source" / f"{config.kind}_twin.csv"
+            if not source.exists():
+                write_twin(source, kind=config.kind, rows=config.twin_rows, seed=config.twin_seed)
+        ingest([source], config.kind, self.workdir / "table")
+        split = self._data.split
+        record = {
+            "source": source.name,
+            "is_synthetic": not config.path,
+            "sha256": self._data.table.sha256,
+            "protocol": split.protocol,
+            "split_sha256": split.sha256,
+            "users_left_out": split.users_left_out,
+            "rows": {part.name.lower(): len(split.rows(part)) for part in Part},
+            "manifest": read_json(self.workdir / "table" / "manifest.json"),
+        }
+        write_json(self.workdir / "data.json", record)
+
+    def _run_retrieval(self) -> None:
+        evaluator = self._data.retrieval_evaluator(Part.VALIDATION, self.config.retrieval.selection_users)
+
+        def evaluate(parameters: Any) -> tuple[float, dict[str, float]]:
+            rank_P = evaluator.run(task.graphdef, parameters).rank
+            ndcg = float(gains(rank_P, 10).mean())
+            return ndcg, {"validation/recall@10": float(hits(rank_P, 10).mean()), "validation/ndcg@10": ndcg}
+
+        task = self._data.retrieval_task(evaluate)
+        self._fit(task, self.config.retrieval.train, artifact.RETRIEVAL_WEIGHTS)
+
+    def _run_index(self) -> None:
+        known = self._data.known_items
+        build_index(self._item_vectors()[known - 1], known, self.config.index).save(self.recommender / artifact.INDEX)
+
+    def _run_ranking(self) -> None:
+        if not self.config.ranking.enabled:
+            logger.info("off: this log holds no exposures without a click, so nothing true to learn from")
+            return
+        evaluator, rows = self._data.ranking_evaluator(Part.VALIDATION), self._data.split.rows(Part.VALIDATION)
+        label_R, user_R = self._data.table.labels_RA[rows, 0], self._data.table.user_R[rows]
+
+        def evaluate(parameters: Any) -> tuple[float, dict[str, float]]:
+            probability_R = evaluator.run(task.graphdef, parameters)[rows, 0]
+            pooled, grouped = auc(label_R, probability_R), grouped_auc(label_R, probability_R, groups=user_R).value
+            return (pooled + grouped) / 2, {"validation/click_auc": pooled, "validation/click_gauc": grouped}
+
+        task = self._data.ranking_task(evaluate)
+        self._fit(task, self.config.ranking.train, artifact.RANKING_WEIGHTS)
+
+    def _run_evaluate(self) -> None:
+        for part, name in ((Part.VALIDATION, "val"), (Part.TEST, "test")):
+            write_json(self.workdir / "eval" / f"{name}.json", self._results(part))
+
+    def _run_export(self) -> None:
+        artifact.finish(
+            self.recommender,
+            table=self._data.table,
+            trained=self._data.trained,
+            vocabulary=self._data.vocabulary,
+            retrieval=self.config.retrieval,
+            ranking=self.config.ranking,
+            serving=self.config.serving,
+        )
+        write_report(self.workdir)
+
+    def _fit(self, task: Task, config: TrainConfig, weights: str) -> None:
+        result = fit(task, config, workdir=self.workdir, seed=self.config.seed, parallel=self._parallel)
+        artifact.save_weights(self.recommender / weights, result.parameters)
+
+    def _results(self, part: Part) -> dict[str, Any]:
+        bootstrap = {"seed": self.config.seed, "resamples": self.config.evaluation.resamples}
+        table, split, rows = self._data.table, self._data.split, self._data.split.rows(part)
+        evaluator = self._data.retrieval_evaluator(part, self.config.evaluation.max_users)
+        logger.info("%s: %d users over %d items", part.name.lower(), len(evaluator.users), table.num_items)
+        results = {
+            "protocol": split.protocol,
+            "seed": self.config.seed,
+            "data_sha256": table.sha256,
+            "split_sha256": split.sha256,
+            "is_synthetic": not self.config.data.path,
+            "counts": {"users": len(evaluator.users), "rows": len(rows), "catalogue": table.num_items},
+            "retrieval": retrieval_results(evaluator.run(*self._two_tower), **bootstrap),
+        }
+        ranked = rows if self.config.ranking.enabled else None
+        if ranked is not None:
+            probability_RA = self._data.ranking_evaluator(part).run(*self._ranker)
+            results["ranking"] = ranking_results(table, rows, probability_RA, **bootstrap)
+        results["baselines"] = baseline_results(table, self._data.counts, evaluator, ranked, **bootstrap)
+        results["index"] = self._index_results(evaluator)
+        results["seconds"] = {stage: record["seconds"] for stage, record in self._stages().items()}
+        return results
+
+    def _index_results(self, evaluator: RetrievalEvaluator) -> dict[str, Any]:
+        index, known = load_index(self.recommender / artifact.INDEX), self._data.known_items
+        exact = build_index(self._item_vectors()[known - 1], known, IndexConfig(kind="exact"))
+        sample = np.linspace(0, len(evaluator.users) - 1, min(INDEX_QUERIES, len(evaluator.users))).astype(int)
+        query_BD = np.asarray(evaluator.queries(*self._two_tower, evaluator.users[sample]))
+        recall = recall_against_exact(index, exact, query_BD, INDEX_DEPTH)
+        return {
+            "kind": index.kind,
+            "items": index.size,
+            "queries": len(sample),
+            f"recall@{INDEX_DEPTH}_vs_exact": recall,
+        }
+
+    def _item_vectors(self) -> np.ndarray:
+        return np.asarray(item_vectors(*self._two_tower, self._data.trained, self._data.table))
+
+    @cached_property
+    def _two_tower(self) -> artifact.Model:
+        model = artifact.two_tower(self.config.retrieval.model, self._data.vocabulary)
+        return artifact.with_weights(model, self.recommender / artifact.RETRIEVAL_WEIGHTS)
+
+    @cached_property
+    def _ranker(self) -> artifact.Model:
+        model = artifact.ranker(self.config.ranking.model, self._data.vocabulary)
+        return artifact.with_weights(model, self.recommender / artifact.RANKING_WEIGHTS)
+
+    def _stages(self) -> dict[str, Any]:
+        path = self.workdir / "stages.json"
+        return read_json(path) if path.exists() else {}
+
+    def _is_done(self, stage: str) -> bool:
+        return stage in self._stages()
+
+    def _mark_done(self, stage: str, seconds: float) -> None:
+        write_json(self.workdir / "stages.json", self._stages() | {stage: {"seconds": round(seconds, 2)}})
+
+
+def _refuse_other_config(config: RunConfig, workdir: Path) -> None:
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    before, now = _flat(read_json(path)), _flat(dataclasses.asdict(config))
+    changed = [
+        f"  {key}: {before.get(key, '(absent)')!r} in the workdir, {now.get(key, '(absent)')!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        remedy = "Name another --workdir, or remove this one."
+        raise UserError("\n".join([f"{workdir} holds a run of another configuration:", *changed, remedy]))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _environment() -> dict[str, Any]:
+    installed = {distribution.metadata["Name"] for distribution in metadata.distributions()}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.local_devices()],
+        "command": sys.argv,
+        "packages": {name: metadata.version(name) for name in PACKAGES if name in installed},
+    }

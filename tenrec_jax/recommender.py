@@ -1,0 +1,236 @@
+"""Both stages as one object: raw ids in, ranked raw ids out.
+
+A user's events become a query, the index answers with candidates, items already seen are removed, and the ranker orders the rest by the
+worth of the actions it expects. Without a ranker the order is retrieval's.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tenrec_jax import artifact
+from tenrec_jax.data.batches import bucket_lengths
+from tenrec_jax.errors import UserError
+from tenrec_jax.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class RecommendedItem:
+    """One recommendation.
+
+    Attributes:
+        item_id: raw id.
+        score: what the list is ordered by: the expected worth of the actions, or the retrieval score where there is no ranker.
+        retrieval_score: inner product of query and item vector.
+        probabilities: of each action, by name; empty where there is no ranker.
+    """
+
+    item_id: int
+    score: float
+    retrieval_score: float
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """An answer.
+
+    Attributes:
+        items: best first; fewer than asked for where the catalogue holds no more unseen items.
+        version: of the recommender.
+        history_length: events that were read. unknown_items: raw ids in a given history that the catalogue does not hold.
+        seen_removed: candidates left out because the user has seen them.
+        milliseconds: by stage ("query", "search", "rank", "total"). The first call of a shape compiles it.
+    """
+
+    items: tuple[RecommendedItem, ...]
+    version: str
+    history_length: int
+    unknown_items: tuple[int, ...]
+    seen_removed: int
+    milliseconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _User:
+    """Dense ids of a user and of the user's events."""
+
+    user: int
+    item: np.ndarray
+    action: np.ndarray
+    unknown_items: tuple[int, ...]
+
+
+class Recommender:
+    """Serves a recommender folder. Make one with `Recommender.load`."""
+
+    def __init__(self, loaded: artifact.Artifact) -> None:
+        self._artifact = loaded
+        self._buckets = np.asarray(bucket_lengths(loaded.max_length))
+        catalogue = loaded.catalogue
+        self._user_order = np.argsort(catalogue.user_id)
+        self._item_order = np.argsort(catalogue.item_id)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Recommender":
+        """Load a folder that `experiments/launch.py` wrote.
+
+        Raises:
+            UserError: the folder is not a recommender, or is damaged.
+        """
+        return cls(artifact.load(Path(folder)))
+
+    @property
+    def version(self) -> str:
+        """Content hash of the folder."""
+        return self._artifact.version
+
+    @property
+    def user_ids(self) -> np.ndarray:
+        """Raw ids of the users in the log, int64 [U]."""
+        return self._artifact.catalogue.user_id[1:]
+
+    def recommend(
+        self,
+        *,
+        user_id: int | None = None,
+        history: Sequence[int] | None = None,
+        k: int = 20,
+        exclude_seen: bool = True,
+    ) -> Recommendations:
+        """Recommend items to a user of the log, or to anyone from a history alone.
+
+        Args:
+            user_id: raw id of a user of the log. Give this or `history`.
+            history: raw ids of clicked items, oldest first; empty for somebody of whom nothing is known.
+            k: number of items, at least 1.
+            exclude_seen: leave out items in the user's events.
+
+        Raises:
+            UserError: neither or both of user_id and history, an unknown user, k below 1, or a history entry that is no integer.
+        """
+        began = time.perf_counter()
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise UserError(f"k is {k!r}; it must be an integer of at least 1.")
+        if (user_id is None) == (history is None):
+            raise UserError("Give either a user_id or a history, not both and not neither.")
+        user = self._known_user(user_id) if history is None else self._new_user(history)
+        timeline = self._timeline(user)
+        query_BD = np.asarray(_query(self._artifact.retrieval.graphdef, self._artifact.retrieval.parameters, timeline))
+        queried = time.perf_counter()
+        item_C, score_C, removed = self._candidates(query_BD, user, int(k), exclude_seen)
+        searched = time.perf_counter()
+        items = self._rank(timeline, item_C, score_C)[:k]
+        ranked = time.perf_counter()
+        seconds = {
+            "query": queried - began, "search": searched - queried, "rank": ranked - searched, "total": ranked - began
+        }  # fmt: skip
+        return Recommendations(
+            items=tuple(items),
+            version=self.version,
+            history_length=len(user.item),
+            unknown_items=user.unknown_items,
+            seen_removed=removed,
+            milliseconds={name: 1e3 * value for name, value in seconds.items()},
+        )
+
+    def _known_user(self, user_id: int | None) -> _User:
+        catalogue = self._artifact.catalogue
+        user = _dense(catalogue.user_id, self._user_order, np.asarray([_integer(user_id, "user_id")]))[0]
+        if user == 0:
+            raise UserError(f"User {user_id} is not in the log. Give a history to recommend to somebody new.")
+        rows = slice(catalogue.offsets[user], catalogue.offsets[user + 1])
+        return _User(int(user), catalogue.item[rows], catalogue.action[rows], ())
+
+    def _new_user(self, history: Sequence[int]) -> _User:
+        raw = np.asarray([_integer(item, f"history[{i}]") for i, item in enumerate(history)], np.int64)
+        item = _dense(self._artifact.catalogue.item_id, self._item_order, raw)
+        action = np.zeros((len(item), len(self._artifact.actions)), np.int8)
+        action[:, 0] = 1
+        return _User(0, item, action, tuple(int(entry) for entry in raw[item == 0]))
+
+    def _timeline(self, user: _User) -> Timeline:
+        catalogue = self._artifact.catalogue
+        item, action = user.item[-self._artifact.max_length :], user.action[-self._artifact.max_length :]
+        padding = int(self._buckets[np.searchsorted(self._buckets, len(item))]) - len(item)
+        one = np.asarray([user.user])
+        return Timeline(
+            user=catalogue.trained_user[one],
+            gender=catalogue.gender[one],
+            age=catalogue.age[one],
+            item=np.pad(catalogue.trained_item[item], (0, padding))[None],
+            category=np.pad(catalogue.category[item], (0, padding))[None],
+            action=np.pad(action, ((0, padding), (0, 0)))[None],
+            mask=np.pad(np.ones(len(item), bool), (0, padding))[None],
+        )
+
+    def _candidates(
+        self, query_BD: np.ndarray, user: _User, k: int, exclude_seen: bool
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        wanted = max(k, self._artifact.serving.candidates)
+        seen = np.unique(user.item) if exclude_seen else np.zeros(0, np.int32)
+        found = self._artifact.index.search(query_BD, min(wanted + len(seen), self._artifact.index.size))
+        item_C, score_C = found.items_BK[0], found.scores_BK[0]
+        real = item_C > 0
+        fresh = real & ~np.isin(item_C, seen)
+        return item_C[fresh][:wanted], score_C[fresh][:wanted], int(real.sum() - fresh.sum())
+
+    def _rank(self, timeline: Timeline, item_C: np.ndarray, score_C: np.ndarray) -> list[RecommendedItem]:
+        catalogue, ranking = self._artifact.catalogue, self._artifact.ranking
+        raw_C = catalogue.item_id[item_C]
+        if ranking is None or not len(item_C):
+            return [RecommendedItem(int(i), float(s), float(s), {}) for i, s in zip(raw_C, score_C, strict=True)]
+        padding = (1 << (len(item_C) - 1).bit_length()) - len(item_C)
+        padded_1C = np.pad(item_C, (0, padding))[None]
+        probability_CA = np.asarray(
+            _probabilities(
+                ranking.graphdef,
+                ranking.parameters,
+                timeline,
+                catalogue.trained_item[padded_1C],
+                catalogue.category[padded_1C],
+            )
+        )[0, : len(item_C)]
+        worth_C = probability_CA @ np.asarray(self._artifact.serving.action_values[: probability_CA.shape[1]])
+        return [
+            RecommendedItem(
+                int(raw_C[i]),
+                float(worth_C[i]),
+                float(score_C[i]),
+                dict(zip(self._artifact.actions, map(float, probability_CA[i]), strict=True)),
+            )
+            for i in np.argsort(-worth_C, kind="stable")
+        ]
+
+
+def _dense(raw_id: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Dense ids of raw ids, 0 where unknown. `order` sorts `raw_id`, whose entry 0 is no id."""
+    place = np.minimum(np.searchsorted(raw_id, wanted, sorter=order), len(order) - 1)
+    dense = order[place]
+    return np.where(raw_id[dense] == wanted, dense, 0)
+
+
+def _integer(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise UserError(f"{name} is {value!r}; ids are integers.")
+    return int(value)
+
+
+@jax.jit(static_argnums=0)
+def _query(graphdef: nnx.GraphDef, parameters: nnx.State, timeline: Timeline) -> jax.Array:
+    query_BTD = nnx.merge(graphdef, parameters).queries(timeline)
+    return jnp.take_along_axis(query_BTD, timeline.mask.sum(1)[:, None, None], axis=1)[:, 0]
+
+
+@jax.jit(static_argnums=0)
+def _probabilities(
+    graphdef: nnx.GraphDef, parameters: nnx.State, timeline: Timeline, item_BC: jax.Array, category_BC: jax.Array
+) -> jax.Array:
+    model = nnx.merge(graphdef, parameters)
+    return jax.nn.sigmoid(model.score(model.state(timeline), timeline.user, item_BC, category_BC))

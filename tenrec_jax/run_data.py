@@ -1,0 +1,164 @@
+"""The data of a run, as its stages ask for it: the table, its split, training batches, evaluators."""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from tenrec_jax.config import RankingConfig, RetrievalConfig, RunConfig
+from tenrec_jax.data.batches import TimelineBatches, TimelineReader, TrainVocabulary, bucket_lengths
+from tenrec_jax.data.interactions import Interactions, open_table
+from tenrec_jax.data.protocols import Part, Split, make_split
+from tenrec_jax.data.sampling import NegativeSampler
+from tenrec_jax.errors import UserError
+from tenrec_jax.evaluation.baselines import TrainCounts, item_rate, train_counts, user_rate
+from tenrec_jax.evaluation.evaluator import RankingEvaluator, RetrievalEvaluator
+from tenrec_jax.models.features import Vocabulary
+from tenrec_jax.training.tasks import Evaluate, RankingTask, RetrievalTask
+
+
+class RunData:
+    """An ingested log under a run's configuration.
+
+    Args:
+        config: of the run.
+        folder: the table.
+        devices: batch sizes are multiples of it.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, devices: int) -> None:
+        self._config, self._folder, self._devices = config, folder, devices
+
+    @cached_property
+    def table(self) -> Interactions:
+        """The log."""
+        return open_table(self._folder)
+
+    @cached_property
+    def split(self) -> Split:
+        """Which rows train, validate and test."""
+        return make_split(self._config.data.protocol, self.table)
+
+    @cached_property
+    def trained(self) -> TrainVocabulary:
+        """Ids that training rows mention."""
+        return TrainVocabulary.of(self.table, self.split)
+
+    @cached_property
+    def counts(self) -> TrainCounts:
+        """What the baselines count in the training rows."""
+        return train_counts(self.table, self.split.rows(Part.TRAIN))
+
+    @property
+    def known_items(self) -> np.ndarray:
+        """Items that training rows mention: those that can be retrieved."""
+        return self.trained.item[self.trained.item > 0]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Table sizes of the models."""
+        table = self.table
+        return Vocabulary(
+            users=table.num_users + 1,
+            items=table.num_items + 1,
+            genders=int(table.users.gender.max(initial=0)) + 1,
+            ages=int(table.users.age.max(initial=0)) + 1,
+            categories=int(table.items.category.max(initial=0)) + 1,
+            actions=len(table.actions),
+        )
+
+    def retrieval_task(self, evaluate: Evaluate) -> RetrievalTask:
+        """The retrieval stage's training task.
+
+        Raises:
+            UserError: no training row is a click.
+        """
+        config, table = self._config.retrieval, self.table
+        clicks_N1 = self.counts.item_actions_N1A[:, 0]
+        if not clicks_N1.sum():
+            raise UserError(
+                "The training rows hold no click, so there is nothing to retrieve. Check the log and the protocol."
+            )
+        return RetrievalTask(
+            config.model,
+            self.vocabulary,
+            batches=self._training_batches(config),
+            negatives=NegativeSampler(self.trained, config.negatives, self._config.seed),
+            click_probability=(clicks_N1 / clicks_N1.sum()).astype(np.float32),
+            category=table.items.category,
+            log_q=config.log_q,
+            evaluate=evaluate,
+        )
+
+    def ranking_task(self, evaluate: Evaluate) -> RankingTask:
+        """The ranking stage's training task.
+
+        Raises:
+            UserError: the log holds clicks alone.
+        """
+        config, actions = self._config.ranking, self.table.actions
+        if not self.table.has_exposures:
+            raise UserError(
+                "This log holds clicks alone, so there is nothing to rank by: set config.ranking.enabled to False."
+            )
+        return RankingTask(
+            config.model,
+            self.vocabulary,
+            batches=self._training_batches(config),
+            action_weights=config.action_weights[: len(actions)],
+            item_rate=np.stack([item_rate(self.counts, action) for action in actions], axis=1),
+            user_rate=np.stack([user_rate(self.counts, action) for action in actions], axis=1),
+            evaluate=evaluate,
+        )
+
+    def retrieval_evaluator(self, part: Part, max_users: int) -> RetrievalEvaluator:
+        """Ranks the clicks of `part` for users who have seen the parts before it."""
+        max_length = self._config.retrieval.model.features.max_length
+        return RetrievalEvaluator(
+            self.table,
+            self.trained,
+            self._rows_up_to(Part(part - 1)),
+            self.split.rows(part),
+            max_length=max_length,
+            buckets=bucket_lengths(max_length),
+            exclude_seen=self._config.evaluation.exclude_seen,
+            max_users=max_users,
+        )
+
+    def ranking_evaluator(self, part: Part) -> RankingEvaluator:
+        """Predicts the exposures of `part`, each from the events before it."""
+        config = self._config.ranking
+        max_length = config.model.features.max_length
+        # Half a window at a time: every scored event has at least the other half as its context, where there is one.
+        batches = self._batches(config, part, stride=max(1, max_length // 2), seed=None, unknown_rate=0.0)
+        return RankingEvaluator(batches, *self.table.labels_RA.shape)
+
+    def _training_batches(self, config: RetrievalConfig | RankingConfig) -> TimelineBatches:
+        stride = config.model.features.max_length
+        return self._batches(
+            config, Part.TRAIN, stride=stride, seed=self._config.seed, unknown_rate=config.unknown_rate
+        )
+
+    def _batches(
+        self,
+        config: RetrievalConfig | RankingConfig,
+        part: Part,
+        *,
+        stride: int,
+        seed: int | None,
+        unknown_rate: float,
+    ) -> TimelineBatches:
+        max_length = config.model.features.max_length
+        reader = TimelineReader(self.table, self.trained, self._rows_up_to(part))
+        return TimelineBatches(
+            reader,
+            reader.windows(self.split.part_R == part, max_length, stride),
+            buckets=bucket_lengths(max_length),
+            events_per_batch=config.events_per_batch,
+            multiple=self._devices,
+            seed=seed,
+            unknown_rate=unknown_rate,
+        )
+
+    def _rows_up_to(self, part: Part) -> np.ndarray:
+        return np.flatnonzero((self.split.part_R >= Part.TRAIN) & (self.split.part_R <= part))

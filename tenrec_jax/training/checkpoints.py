@@ -1,0 +1,67 @@
+"""Checkpoints of a training stage: Orbax, keeping the latest and the best."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+METRIC = "selection"
+
+
+class Progress(NamedTuple):
+    """What selection has seen so far. `best_value` is larger-is-better."""
+
+    step: int
+    best_step: int
+    best_value: float
+    evaluations_since_best: int
+
+
+class Checkpoints:
+    """The folder `checkpoints/<stage>` of a run. A step is written under a temporary name and renamed, so it is whole or absent.
+
+    Args:
+        folder: made if absent.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        def metric(metrics: dict[str, float]) -> float:
+            return metrics[METRIC]
+
+        keep = checkpoint_managers.AnyPreservationPolicy(
+            [checkpoint_managers.LatestN(1), checkpoint_managers.BestN(get_metric_fn=metric, n=1)]
+        )
+        options = ocp.CheckpointManagerOptions(best_fn=metric, best_mode="max", preservation_policy=keep)
+        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+    def save(self, state: Any, progress: Progress, value: float) -> None:
+        """Save in the background what resuming at `progress.step` needs; `value` is the selection metric there."""
+        self._manager.save(
+            progress.step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress._asdict()))
+            ),
+            metrics={METRIC: value},
+        )
+
+    def latest(self, like: Any) -> tuple[Any, Progress] | None:
+        """The newest state, on the host, and where selection stood; None in a fresh run. `like` gives structure, shapes and dtypes."""
+        step = self._manager.latest_step()
+        return None if step is None else self.restore(step, like)
+
+    def restore(self, step: int, like: Any) -> tuple[Any, Progress]:
+        """The state of `step`."""
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()),
+        )
+        return restored.state, Progress(**restored.progress)
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()

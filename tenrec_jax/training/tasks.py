@@ -1,0 +1,154 @@
+"""The two stages as tasks for the trainer: what a batch holds and what its loss is."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tenrec_jax.data.batches import TimelineBatches
+from tenrec_jax.data.sampling import NegativeSampler
+from tenrec_jax.models.features import Vocabulary
+from tenrec_jax.models.losses import action_losses, sampled_softmax
+from tenrec_jax.models.ranker import Ranker, RankerConfig
+from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
+from tenrec_jax.timeline import Timeline
+from tenrec_jax.training.parallel import AXIS
+from tenrec_jax.training.trainer import Batch, LossSum
+
+Evaluate = Callable[[Any], tuple[float, dict[str, float]]]
+
+
+class RetrievalSplit(NamedTuple):
+    """Timelines, what counts in them [B, T], and each item's raw id [B, T], which tells accidental hits."""
+
+    timeline: Timeline
+    score: np.ndarray
+
+
+class RetrievalShared(NamedTuple):
+    """Uniform negatives of a step: ids and categories [N]."""
+
+    item: np.ndarray
+    category: np.ndarray
+
+
+class RetrievalTask:
+    """Predict the next clicked item after every event.
+
+    The negatives of a query are the clicked items of the whole batch, over all devices, and uniform draws.
+
+    Args:
+        config: of the model. vocabulary: table sizes.
+        batches: training timelines. negatives: the uniform sampler.
+        click_probability: share of each item id among the scored clicks of the training rows, float32 [N + 1].
+        category: of each item, int32 [N + 1].
+        log_q: correct the scores of negatives for how often they are drawn.
+        evaluate: see `Task`.
+    """
+
+    name = "retrieval"
+
+    def __init__(
+        self,
+        config: TwoTowerConfig,
+        vocabulary: Vocabulary,
+        *,
+        batches: TimelineBatches,
+        negatives: NegativeSampler,
+        click_probability: np.ndarray,
+        category: np.ndarray,
+        log_q: bool,
+        evaluate: Evaluate,
+    ) -> None:
+        self._make = lambda key: TwoTower(config, vocabulary, rngs=nnx.Rngs(key))
+        self.graphdef = nnx.split(nnx.eval_shape(lambda: self._make(0)))[0]
+        self._batches, self._negatives, self._category, self._log_q = batches, negatives, category, log_q
+        self._click_probability = jnp.asarray(click_probability)
+        self._uniform_probability = jnp.asarray(negatives.probability())
+        self.steps_per_epoch = batches.steps_per_epoch
+        self.evaluate = evaluate
+
+    def init(self, key: jax.Array) -> Any:
+        return nnx.split(self._make(key))[1]
+
+    def batch(self, step: int) -> Batch:
+        batch = self._batches(step)
+        item = self._negatives.draw(step)
+        return Batch(RetrievalSplit(batch.timeline, batch.score), RetrievalShared(item, self._category[item]))
+
+    def loss(self, parameters: Any, batch: Batch, key: jax.Array) -> LossSum:
+        model: TwoTower = nnx.merge(self.graphdef, parameters)
+        timeline, shared = batch.split.timeline, batch.shared
+        query_PD = model.queries(timeline, key)[:, :-1].reshape(-1, model.config.encoder.width)
+        item_P = timeline.item.reshape(-1)
+        # An item made unknown is no target: nothing tells it from other unknown items.
+        counts_P = (batch.split.score & (timeline.action[..., 0] > 0) & (timeline.item > 0)).reshape(-1)
+        positive_PD = model.item_vectors(item_P, timeline.category.reshape(-1))
+        # In-batch negatives: every device's positives.
+        gathered_ND, item_N, counts_N = jax.lax.all_gather((positive_PD, item_P, counts_P), AXIS, tiled=True)
+        negative_ND = jnp.concatenate([gathered_ND, model.item_vectors(shared.item, shared.category)])
+        negative_id_N = jnp.concatenate([item_N, shared.item])
+        real_N = jnp.concatenate([counts_N, jnp.ones(shared.item.shape, bool)])
+        log_expected_N = jnp.where(real_N, self._log_expected(negative_id_N, counts_N.sum(), len(shared.item)), jnp.inf)
+        total = sampled_softmax(query_PD, positive_PD, item_P, negative_ND, negative_id_N, log_expected_N, counts_P)
+        return LossSum(total, counts_P.sum())
+
+    def _log_expected(self, item_N: jax.Array, in_batch: jax.Array, uniform: int) -> jax.Array:
+        if not self._log_q:
+            return jnp.zeros(item_N.shape)
+        expected_N = in_batch * self._click_probability[item_N] + uniform * self._uniform_probability[item_N]
+        return jnp.log(expected_N)
+
+
+class RankingTask:
+    """Predict every action on every logged exposure from the events before it.
+
+    Args:
+        config: of the model. vocabulary: table sizes.
+        batches: training timelines.
+        action_weights: weight [A] of each action's loss.
+        item_rate, user_rate: smoothed rates of each action in the training rows, [N + 1, A] and [U + 1, A]; entry 0 is the overall
+            rate. The model starts from them.
+        evaluate: see `Task`.
+    """
+
+    name = "ranking"
+
+    def __init__(
+        self,
+        config: RankerConfig,
+        vocabulary: Vocabulary,
+        *,
+        batches: TimelineBatches,
+        action_weights: Sequence[float],
+        item_rate: np.ndarray,
+        user_rate: np.ndarray,
+        evaluate: Evaluate,
+    ) -> None:
+        self._make = lambda key: Ranker(config, vocabulary, rngs=nnx.Rngs(key))
+        self.graphdef = nnx.split(nnx.eval_shape(lambda: self._make(0)))[0]
+        self._batches, self._weight_A = batches, jnp.asarray(action_weights)
+        self._item_logit, user_logit = (np.log(rate) - np.log1p(-rate) for rate in (item_rate, user_rate))
+        self._user_logit = user_logit - user_logit[0]
+        self.steps_per_epoch = batches.steps_per_epoch
+        self.evaluate = evaluate
+
+    def init(self, key: jax.Array) -> Any:
+        model = self._make(key)
+        model.item_bias.embedding[...] = jnp.asarray(self._item_logit, jnp.float32)
+        if model.user_bias is not None:
+            model.user_bias.embedding[...] = jnp.asarray(self._user_logit, jnp.float32)
+        return nnx.split(model)[1]
+
+    def batch(self, step: int) -> Batch:
+        batch = self._batches(step)
+        return Batch(RetrievalSplit(batch.timeline, batch.score), ())
+
+    def loss(self, parameters: Any, batch: Batch, key: jax.Array) -> LossSum:
+        model: Ranker = nnx.merge(self.graphdef, parameters)
+        timeline, score_BT = batch.split
+        losses_A = action_losses(model.timeline_logits(timeline, key), timeline.action, score_BT)
+        return LossSum((losses_A * self._weight_A).sum(), score_BT.sum())

@@ -1,0 +1,186 @@
+"""The training loop, the same for both stages.
+
+Resume rules, which the code below obeys:
+
+1. Batches and dropout keys are functions of (seed, step), so a checkpoint holds no iterator and no key.
+2. A checkpoint is written after every evaluation, with the parameters, the optimiser's state and where selection stands.
+3. A run that finds a checkpoint goes on after its step; lines of `metrics.jsonl` beyond that step are dropped, since they come again.
+4. The result is the best evaluated step's parameters, read back from its checkpoint.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tenrec_jax.training.checkpoints import Checkpoints, Progress
+from tenrec_jax.training.metrics_writer import MetricsWriter, progress_bar
+from tenrec_jax.training.optimizers import OptimizerConfig, make_optimizer
+from tenrec_jax.training.parallel import AXIS, DataParallel
+
+LOG_EVERY = 20
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how to train.
+
+    Attributes:
+        epochs: passes over the training timelines, at most.
+        evaluate_every: epochs between evaluations on the validation rows.
+        patience: evaluations without a new best after which training stops; 0 never stops early.
+        optimizer: AdamW and its schedule.
+    """
+
+    epochs: int
+    evaluate_every: int = 1
+    patience: int = 0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+class Batch(NamedTuple):
+    """One step's arrays: `split` is divided over the devices by its leading axis, `shared` is the same on all."""
+
+    split: Any
+    shared: Any
+
+
+class LossSum(NamedTuple):
+    """A loss as a sum over a device's examples, so that the mean over all devices is exact."""
+
+    total: jax.Array
+    examples: jax.Array
+
+
+class Task(Protocol):
+    """What the loop needs to know of a stage."""
+
+    name: str
+    steps_per_epoch: int
+
+    def init(self, key: jax.Array) -> Any:
+        """Fresh parameters, a tree of arrays."""
+
+    def batch(self, step: int) -> Batch:
+        """The host's arrays of one step, a pure function of it."""
+
+    def loss(self, parameters: Any, batch: Batch, key: jax.Array) -> LossSum:
+        """One device's loss; may gather over the axis `AXIS`."""
+
+    def evaluate(self, parameters: Any) -> tuple[float, dict[str, float]]:
+        """The selection metric on the validation rows, larger is better, and all metrics to write down."""
+
+
+class TrainState(NamedTuple):
+    """What a step updates."""
+
+    parameters: Any
+    optimizer: optax.OptState
+
+
+class FitResult(NamedTuple):
+    """The best parameters, the step they come from, the steps run in all, and the seconds that this process spent."""
+
+    parameters: Any
+    best_step: int
+    steps: int
+    seconds: float
+
+
+def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: DataParallel) -> FitResult:
+    """Train a stage, or go on with it.
+
+    Args:
+        task: the stage.
+        config: how long and how.
+        workdir: of the run; checkpoints go to `checkpoints/<task.name>`.
+        seed: of the parameters and of dropout.
+        parallel: devices to run on.
+
+    Returns:
+        The parameters of the best evaluation.
+    """
+    began = time.perf_counter()
+    steps = config.epochs * task.steps_per_epoch
+    optimizer = make_optimizer(config.optimizer, steps)
+    init_key, dropout_key = jax.random.split(jax.random.key(seed))
+    parameters = jax.jit(task.init)(init_key)
+    fresh = TrainState(parameters, optimizer.init(parameters))
+    checkpoints = Checkpoints(workdir / "checkpoints" / task.name)
+    state, progress = checkpoints.latest(fresh) or (fresh, Progress(0, 0, float("-inf"), 0))
+    step_fn = _compile_step(task, optimizer, parallel)
+    replicated = parallel.replicate(state)
+    writer = MetricsWriter(workdir, task.name, resume_from=progress.step)
+    bar = progress_bar(steps, f"train {task.name}", initial=progress.step)
+    evaluate_every = config.evaluate_every * task.steps_per_epoch
+    previous = None
+    for step, batch in _prefetched(task, parallel, progress.step, steps):
+        if _stopped_early(config, progress):
+            break
+        replicated, loss = step_fn(replicated, batch.split, batch.shared, jax.random.fold_in(dropout_key, step))
+        # The loss of the step before is read after this one is dispatched: the device never waits for the host.
+        if previous is not None and step % LOG_EVERY == 0:
+            writer.write(step, {"loss": float(previous[0])})
+            bar.set_postfix(loss=f"{float(previous[0]):.4f}", best=f"{progress.best_value:.4f}", refresh=False)
+        previous = loss
+        bar.update()
+        done = step + 1
+        if done % evaluate_every == 0 or done == steps:
+            state = parallel.unreplicate(replicated)
+            value, metrics = task.evaluate(state.parameters)
+            writer.write(done, metrics)
+            better = value > progress.best_value
+            progress = Progress(
+                step=done,
+                best_step=done if better else progress.best_step,
+                best_value=value if better else progress.best_value,
+                evaluations_since_best=0 if better else progress.evaluations_since_best + 1,
+            )
+            checkpoints.save(state, progress, value)
+    bar.close()
+    writer.close()
+    checkpoints.close()
+    best, _ = Checkpoints(workdir / "checkpoints" / task.name).restore(progress.best_step, fresh)
+    return FitResult(best.parameters, progress.best_step, progress.step, time.perf_counter() - began)
+
+
+def _compile_step(task: Task, optimizer: optax.GradientTransformation, parallel: DataParallel) -> Any:
+    def step(state: TrainState, split: Any, shared: Any, key: jax.Array) -> tuple[TrainState, jax.Array]:
+        key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+
+        def total(parameters: Any) -> tuple[jax.Array, jax.Array]:
+            return task.loss(parameters, Batch(split, shared), key)
+
+        (loss_sum, examples), gradients = jax.value_and_grad(total, has_aux=True)(state.parameters)
+        examples = jnp.maximum(jax.lax.psum(examples, AXIS), 1)
+        loss, gradients = jax.tree.map(lambda x: jax.lax.psum(x, AXIS) / examples, (loss_sum, gradients))
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
+        return TrainState(optax.apply_updates(state.parameters, updates), optimizer_state), loss
+
+    return parallel.compile(step, broadcast=(2, 3))
+
+
+def _prefetched(task: Task, parallel: DataParallel, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
+    """Batches of the steps [start, stop), each assembled while the step before it runs."""
+
+    def load(step: int) -> Batch:
+        batch = task.batch(step)
+        return Batch(parallel.split(batch.split), batch.shared)
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead: deque[Future[Batch]] = deque()
+        for step in range(start, stop):
+            while len(ahead) < min(2, stop - step):
+                ahead.append(pool.submit(load, step + len(ahead)))
+            yield step, ahead.popleft().result()
+
+
+def _stopped_early(config: TrainConfig, progress: Progress) -> bool:
+    return config.patience > 0 and progress.evaluations_since_best >= config.patience
