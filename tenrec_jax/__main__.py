@@ -83,7 +83,8 @@ def _synth(options: argparse.Namespace) -> None:
 
 def _ingest(options: argparse.Namespace) -> None:
     manifest = ingest(options.sources, options.kind, options.out)
-    print(f"{options.out}: {json.dumps(manifest.counts)}")
+    done = "written" if manifest.is_new else "holds these sources already, nothing to do"
+    print(f"{options.out}: {done}; {json.dumps(dict(manifest.counts))}")
 
 
 def _recommend(options: argparse.Namespace) -> None:

@@ -112,7 +112,9 @@ class Pipeline:
         config, source = self.config.data, Path(self.config.data.path)
         if not config.path:
             if config.kind not in TWIN_KINDS:
-                raise UserError(f"Name the log: --config.data.path=PATH. A twin is made for {', '.join(TWIN_KINDS)} alone.")
+                raise UserError(
+                    f"Name the log: --config.data.path=PATH. A twin is made for {', '.join(TWIN_KINDS)} alone."
+                )
             source = self.workdir / "source" / f"{config.kind}_twin.csv"
             if not source.exists():
                 write_twin(source, kind=config.kind, rows=config.twin_rows, seed=config.twin_seed)

@@ -233,4 +233,4 @@ def _probabilities(
     graphdef: nnx.GraphDef, parameters: nnx.State, timeline: Timeline, item_BC: jax.Array, category_BC: jax.Array
 ) -> jax.Array:
     model = nnx.merge(graphdef, parameters)
-    return jax.nn.sigmoid(model.score(model.state(timeline), timeline.user, item_BC, category_BC))
+    return jax.nn.sigmoid(model.score(model.state(timeline), item_BC, category_BC))

@@ -77,9 +77,7 @@ class _Chunk(NamedTuple):
     users: int
 
 
-def write_twin(
-    path: Path, *, kind: str, rows: int, seed: int, progress: bool = True
-) -> TwinSummary:
+def write_twin(path: Path, *, kind: str, rows: int, seed: int, progress: bool = True) -> TwinSummary:
     """Writes a log of Tenrec's format to `path`, and the truth behind it to `path.with_suffix(".truth.parquet")`.
 
     The same kind, rows and seed give the same bytes. Ids count from 1 by first appearance; the rows of a user stand
@@ -91,7 +89,9 @@ def write_twin(
     ten or fewer), padded with 0 at the end and the same in all rows of the user; a row whose item is among them is
     deleted, after ids were given. `rows` counts the rows that are left: the last user's time line is cut, before the
     history is built, at the first point from which exactly the missing number of rows is left. The deletion takes clicks,
-    so the click rate of the file, 0.24, is lower than that of the exposures.
+    so the click rate of the file, 0.24, is lower than that of the exposures. The truth is still that of the exposures: as a
+    user's clicks up to the tenth are gone, the file has fewer clicks there than the truth says, and agrees with it after
+    the eleventh.
 
     Args:
         path: the CSV; an existing file is replaced, a missing folder is made.
@@ -159,8 +159,8 @@ def _chunk(
     user_R, item_R, click_R = exposures.user_R, exposures.item_R, exposures.click_R
     watching_R = watching_times(user_R * catalogue.topic_N.size + item_R, labels_RA, rng)
     if recipe.history:
-        end = _end_of_rows(user_R, item_R, click_R, most)
-        history_US, keep_R = _history(user_R[:end], item_R[:end], click_R[:end])
+        end = end_of_rows(user_R, item_R, click_R, most)
+        history_US, keep_R = history_and_kept(user_R[:end], item_R[:end], click_R[:end])
         kept = np.flatnonzero(keep_R)
     else:
         end = min(most, user_R.size)
@@ -180,7 +180,7 @@ def _chunk(
     )
 
 
-def _history(user_R: Ints, item_R: Ints, click_R: NDArray[np.bool_]) -> tuple[Ints, NDArray[np.bool_]]:
+def history_and_kept(user_R: Ints, item_R: Ints, click_R: NDArray[np.bool_]) -> tuple[Ints, NDArray[np.bool_]]:
     """Each user's history, [U, 10] with -1 at the end for none, and which rows stay: those whose item is not in it."""
     clicks = np.flatnonzero(click_R)
     number_U = np.bincount(user_R[clicks], minlength=user_R[-1] + 1)
@@ -192,13 +192,13 @@ def _history(user_R: Ints, item_R: Ints, click_R: NDArray[np.bool_]) -> tuple[In
     return history_US, (history_US[user_R] != item_R[:, None]).all(axis=1)
 
 
-def _end_of_rows(user_R: Ints, item_R: Ints, click_R: NDArray[np.bool_], most: int) -> int:
+def end_of_rows(user_R: Ints, item_R: Ints, click_R: NDArray[np.bool_], most: int) -> int:
     """The number of leading rows of which, once those in the history are deleted, at most `most` are left.
 
     One more row of the last user adds one row to what is left, or none, or takes some away (a click that enters the
     history). So where the whole time line leaves too many, some beginning of it leaves exactly the right number.
     """
-    left_R = np.cumsum(_history(user_R, item_R, click_R)[1])
+    left_R = np.cumsum(history_and_kept(user_R, item_R, click_R)[1])
     if left_R[-1] <= most:
         return user_R.size
     last = user_R[np.searchsorted(left_R, most)]
@@ -206,7 +206,7 @@ def _end_of_rows(user_R: Ints, item_R: Ints, click_R: NDArray[np.bool_], most: i
     missing = most - (left_R[first - 1] if first else 0)
     for cut in range(first + missing, end):
         block = slice(first, cut)
-        if _history(user_R[block] - last, item_R[block], click_R[block])[1].sum() == missing:
+        if history_and_kept(user_R[block] - last, item_R[block], click_R[block])[1].sum() == missing:
             return cut
     return int(end)
 

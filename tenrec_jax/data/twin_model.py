@@ -4,25 +4,28 @@ Items. Item i has a topic z_i (one of 60), a unit vector v_i near its topic's ce
 g_i ~ N(0, 1) (log-normal: Zipf-like, concave in log-log), a bias b_i = 0.72 (0.3 g_i + 0.95 e_i) (click-bait, partly
 popularity) and a binary category s_i = -1 or +1 (0 where missing).
 
-Users. User u has n_u = 82 exp(0.915 e_u) exposures (log-normal: median 82, 90th percentile 265), a bias b_u ~ N(0, 0.88),
-a preference between the categories c_u ~ N(0, 0.35), a correlated propensity to like, to share and to follow, and a taste:
-three topics with weights w = .5, .3, .2 and a personal offset, theta_u(t) = sum_j w_j centre[topic_j(t)] + r_u. The topics
-depend weakly on age, and one of them is replaced every 150 exposures on average (slow drift).
+Users. User u has n_u = 82 exp(0.915 e_u) exposures (log-normal: median 82, 90th percentile 265), a bias b_u of standard
+deviation 0.88, a preference between the categories c_u of 0.35, correlated propensities to like, share and follow, and a
+taste: three topics with weights w = .6, .25, .15 and a personal offset, theta_u(t) = sum_j w_j centre[topic_j(t)] + r_u.
+The topics depend weakly on age, and one of them is replaced every 200 exposures on average (slow drift).
 
 Recent interest a_u(k) in topic k decays by the factor 0.8 with every exposure; then a click on topic k adds 1 to it, and an
 exposure of topic k without a click halves it. Let A = sum_k a_u(k).
 
-Exposures. With probability 0.35 A / (1 + A) the topic comes from recent interest (topic k with probability a_u(k) / A),
-otherwise with probability 0.2 from nowhere (the item is drawn from the whole catalogue), otherwise from the taste. Items
-are drawn by popularity, and again if the user has seen them, but for 1.4 % of planted repeats.
+Exposures. With probability 0.4 A / (1 + A) the topic comes from recent interest (topic k with probability a_u(k) / A);
+otherwise with probability 0.2 there is none (the item is drawn from the whole catalogue); otherwise it comes from the
+taste. Items are drawn by popularity, and drawn again if the user has seen them, but for 1.4 % of planted repeats.
 
 Reactions, with z the item's topic and c the click:
 
-    logit P(click)      = intercept + b_u + b_i + 1.9 theta_u(t) . v_i + 1.6 a_u(z) / (1 + a_u(z)) + c_u s_i
+    logit P(click)      = intercept + b_u + b_i + 1.8 theta_u(t) . v_i + 1.6 a_u(z) / (1 + a_u(z)) + c_u s_i
     logit P(action | c) = intercept[action, c] + propensity_u[action] + slope[action] theta_u(t) . v_i
 
 The intercepts are solved so that the rates meet their targets. A click changes recent interest, and with it what is shown
 next and how it is received: a user's latest rows tell what neither the user's identity nor an item's popularity does.
+
+With few rows the catalogue is small and users soon have seen all that is popular, so the rows are spread more evenly over
+the items than in the real files: the top 1 % of the items have 20 % of 300,000 rows, 40 % of 2,000,000.
 """
 
 from statistics import NormalDist
@@ -37,12 +40,11 @@ Ints = NDArray[np.int64]
 TOPICS, WIDTH = 60, 16
 POPULARITY_SPREAD, USER_BIAS, ITEM_BIAS, CLICK_BAIT = 3.4, 0.88, 0.72, 0.3
 ITEM_OFFSET, USER_OFFSET, AGE_TILT = 0.7, 0.35, 0.3
-MATCH, RECENT, CATEGORY_TASTE = 1.9, 1.6, 0.35
+MATCH, RECENT, CATEGORY_TASTE = 1.8, 1.6, 0.35
 LENGTH_MEDIAN, LENGTH_SPREAD, LENGTH_CAP = 82.0, 0.915, 5_995
-TASTE_WEIGHTS = np.array([0.5, 0.3, 0.2])
-DRIFT, DECAY = 1 / 150, 0.8
-RECENT_ARM, POPULAR_ARM, REPEATS = 0.35, 0.2, 0.014
-TRIES = 3
+TASTE_WEIGHTS = np.array([0.6, 0.25, 0.15])
+DRIFT, DECAY = 1 / 200, 0.8
+RECENT_ARM, POPULAR_ARM, REPEATS, TRIES = 0.4, 0.2, 0.014, 6
 # Like, share, follow: spread of the users' propensities, the part of its variance that they share, slope of the match.
 PROPENSITY, SHARED_PROPENSITY, ACTION_MATCH = np.array([2.3, 1.6, 1.8]), 0.6, np.array([0.8, 0.5, 0.7])
 # Shares of rows in ctr_data_1M by value: categories missing and 1, genders, ages.
@@ -181,19 +183,20 @@ def simulate(catalogue: Catalogue, population: Population, intercept: float, rng
 
 
 def solve_intercepts(catalogue: Catalogue, rates: Rates, rng: np.random.Generator) -> Intercepts:
-    """The intercepts that bring the rates of a pilot simulation (the first 250 exposures of 1,024 users) to `rates`."""
-    users = draw_population(catalogue, 1024, rng)
-    normal = np.array([NormalDist().inv_cdf((k + 0.5) / 1024) for k in range(1024)])
+    """The intercepts that bring the rates of a pilot simulation (the first 250 exposures of 512 users) to `rates`."""
+    users = draw_population(catalogue, 512, rng)
+    normal = np.array([NormalDist().inv_cdf((k + 0.5) / 512) for k in range(512)])
     users = users._replace(length_U=np.minimum(users.length_U, 250), bias_U=USER_BIAS * rng.permutation(normal))
-    click = 0.0
-    for _ in range(3):  # the exposures depend a little on the clicks
+    # The exposures depend on the clicks. This beginning is near enough for two rounds.
+    click = float(np.log(rates.click / (1 - rates.click))) - 1.3
+    for _ in range(2):
         pilot = simulate(catalogue, users, click, np.random.default_rng(rng.integers(2**63)))
         click += _solve(rates.click, pilot.logit_R)
     action_A2 = np.empty((PROPENSITY.size, 2))
     for clicked, targets in enumerate((rates.without_click, rates.given_click)):
         match = rng.choice(pilot.match_R[pilot.click_R == bool(clicked)], size=(256, 1))
         for action, target in enumerate(targets):
-            logit = PROPENSITY[action] * normal[::8] + ACTION_MATCH[action] * match
+            logit = PROPENSITY[action] * normal[::4] + ACTION_MATCH[action] * match
             action_A2[action, clicked] = _solve(target, logit)
     return Intercepts(click, action_A2)
 
@@ -249,6 +252,8 @@ def _next_item(catalogue: Catalogue, topic: Ints, seen_TU: NDArray[np.int32], rn
         item[pending] = _draw_items(catalogue, chosen, rng.random(pending.size), evenly=attempt >= TRIES)
         history = seen_TU if attempt == 0 else seen_TU[:, pending]
         pending = pending[(history == item[pending].astype(np.int32)).any(axis=0)]
+        if pending.size == 0:
+            break
     if steps:
         again = np.flatnonzero(rng.random(count) < REPEATS)
         item[again] = seen_TU[rng.integers(steps, size=again.size), again]

@@ -10,7 +10,7 @@ Resume rules, which the code below obeys:
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +115,7 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
     fresh = TrainState(parameters, optimizer.init(parameters))
     checkpoints = Checkpoints(workdir / "checkpoints" / task.name)
     state, progress = checkpoints.latest(fresh) or (fresh, Progress(0, 0, float("-inf"), 0))
-    step_fn = _compile_step(task, optimizer, parallel)
+    step_fn = compile_step(task, optimizer, parallel)
     replicated = parallel.replicate(state)
     writer = MetricsWriter(workdir, task.name, resume_from=progress.step)
     bar = progress_bar(steps, f"train {task.name}", initial=progress.step)
@@ -151,7 +151,9 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
     return FitResult(best.parameters, progress.best_step, progress.step, time.perf_counter() - began)
 
 
-def _compile_step(task: Task, optimizer: optax.GradientTransformation, parallel: DataParallel) -> Any:
+def compile_step(task: Task, optimizer: optax.GradientTransformation, parallel: DataParallel) -> Callable:
+    """The step of a task: (replicated state, split batch, shared batch, key) -> (state, loss of the whole batch on every device)."""
+
     def step(state: TrainState, split: Any, shared: Any, key: jax.Array) -> tuple[TrainState, jax.Array]:
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 

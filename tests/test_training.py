@@ -1,0 +1,144 @@
+"""The loop: resume, devices, selection."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from tenrec_jax.config import RunConfig, default_config
+from tenrec_jax.data.ingest import ingest
+from tenrec_jax.data.protocols import Part
+from tenrec_jax.data.synthetic import write_twin
+from tenrec_jax.models.fastformer import FastformerConfig
+from tenrec_jax.models.features import FeatureConfig
+from tenrec_jax.run_data import RunData
+from tenrec_jax.training.optimizers import OptimizerConfig
+from tenrec_jax.training.parallel import DataParallel
+from tenrec_jax.training.trainer import FitResult, Task, TrainConfig, TrainState, compile_step, fit
+
+
+@pytest.fixture(scope="module")
+def table_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("log")
+    write_twin(folder / "twin.csv", kind="qb_video", rows=1500, seed=0, progress=False)
+    ingest([folder / "twin.csv"], "qb_video", folder / "table", progress=False)
+    return folder / "table"
+
+
+def tiny_config() -> RunConfig:
+    encoder = FastformerConfig(num_layers=1, width=8, num_heads=2, hidden=8, recency_bias=True, dropout=0.1)
+    features = FeatureConfig(max_length=32)
+    config = default_config()
+    retrieval, ranking = config.retrieval, config.ranking
+    return dataclasses.replace(
+        config,
+        retrieval=dataclasses.replace(
+            retrieval,
+            model=dataclasses.replace(retrieval.model, features=features, encoder=encoder),
+            events_per_batch=512,
+            negatives=16,
+        ),
+        ranking=dataclasses.replace(
+            ranking, model=dataclasses.replace(ranking.model, features=features, encoder=encoder), events_per_batch=512
+        ),
+    )
+
+
+def make_task(stage: str, data: RunData, values: list[float]) -> Task:
+    """A stage whose selection metric follows a script."""
+    remaining = iter(values)
+
+    def evaluate(parameters: object) -> tuple[float, dict[str, float]]:
+        value = next(remaining)
+        return value, {"scripted": value}
+
+    return data.retrieval_task(evaluate) if stage == "retrieval" else data.ranking_task(evaluate)
+
+
+def run(stage: str, table_folder: Path, workdir: Path, *, epochs: int, values: list[float] | None = None) -> FitResult:
+    workdir.mkdir(exist_ok=True)
+    data = RunData(tiny_config(), table_folder, devices=1)
+    task = make_task(stage, data, values or [float(i) for i in range(epochs)])
+    config = TrainConfig(epochs=epochs, optimizer=OptimizerConfig(learning_rate=0.01, schedule="constant"))
+    return fit(task, config, workdir=workdir, seed=0, parallel=DataParallel(jax.local_devices()[:1]))
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal_trees(a: object, b: object, **tolerance: float) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+@pytest.mark.parametrize("stage", ["retrieval", "ranking"])
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(stage: str, table_folder: Path, tmp_path: Path) -> None:
+    whole = run(stage, table_folder, tmp_path / "whole", epochs=4)
+    run(stage, table_folder, tmp_path / "parts", epochs=2)
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:  # work that a kill cut off, and a torn line
+        file.write(json.dumps({"stage": stage, "step": 10**6, "loss": 0.0}) + '\n{"stage": "ran')
+    resumed = run(stage, table_folder, tmp_path / "parts", epochs=4, values=[2.0, 3.0])
+    assert resumed.best_step == whole.best_step
+    assert_equal_trees(resumed.parameters, whole.parameters, rtol=0, atol=0)
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stage", ["retrieval", "ranking"])
+def test_more_devices_train_the_same_model(stage: str, table_folder: Path) -> None:
+    # Dropout draws per device, so it is off. SGD, since Adam turns the rounding of a zero gradient into a full step.
+    config = tiny_config()
+    part = getattr(config, stage)
+    model = dataclasses.replace(part.model, encoder=dataclasses.replace(part.model.encoder, dropout=0.0))
+    config = dataclasses.replace(config, **{stage: dataclasses.replace(part, model=model)})
+    task = make_task(stage, RunData(config, table_folder, devices=4), [])
+    optimizer, results = optax.sgd(0.1), []
+    for devices in (1, 2, 4):
+        parallel = DataParallel(jax.local_devices()[:devices])
+        parameters = jax.jit(task.init)(jax.random.key(0))
+        state = parallel.replicate(TrainState(parameters, optimizer.init(parameters)))
+        step_fn, losses = compile_step(task, optimizer, parallel), []
+        for step in range(3):
+            batch = task.batch(step)
+            state, loss = step_fn(state, parallel.split(batch.split), batch.shared, jax.random.key(1))
+            losses.append(float(loss[0]))
+        results.append((losses, parallel.unreplicate(state).parameters))
+    for losses, parameters in results[1:]:
+        np.testing.assert_allclose(losses, results[0][0], rtol=1e-5)
+        assert_equal_trees(parameters, results[0][1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_best_evaluation_is_returned_and_patience_stops(table_folder: Path, tmp_path: Path) -> None:
+    data = RunData(tiny_config(), table_folder, devices=1)
+    task = make_task("ranking", data, [0.1, 0.5, 0.3, 0.2, 0.9])
+    config = TrainConfig(epochs=5, patience=2)
+    result = fit(task, config, workdir=tmp_path, seed=0, parallel=DataParallel(jax.local_devices()[:1]))
+    assert result.best_step == 2 * task.steps_per_epoch
+    assert result.steps == 4 * task.steps_per_epoch
+    again = fit(task, config, workdir=tmp_path, seed=0, parallel=DataParallel(jax.local_devices()[:1]))
+    assert_equal_trees(again.parameters, result.parameters, rtol=0, atol=0)
+    assert again.steps == result.steps
+
+
+def test_the_ranker_starts_at_the_smoothed_rates(table_folder: Path) -> None:
+    data = RunData(tiny_config(), table_folder, devices=1)
+    task = make_task("ranking", data, [])
+    probability_RA = data.ranking_evaluator(Part.VALIDATION).run(task.graphdef, task.init(jax.random.key(0)))
+    rows, table = data.split.rows(Part.VALIDATION), data.table
+    train = data.split.rows(Part.TRAIN)
+    clicks, total = table.labels_RA[train, 0].sum(), len(train)
+    for row in rows[::25]:
+        of_item, of_user = (
+            train[table.item_R[train] == table.item_R[row]],
+            train[table.user_R[train] == table.user_R[row]],
+        )
+
+        def logit(of: np.ndarray) -> float:
+            rate = (table.labels_RA[of, 0].sum() + 20 * clicks / total) / (len(of) + 20)
+            return float(np.log(rate / (1 - rate)))
+
+        expected = logit(of_item) + logit(of_user) - logit(train[:0])
+        assert float(probability_RA[row, 0]) == pytest.approx(1 / (1 + np.exp(-expected)), abs=1e-5)
