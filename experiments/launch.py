@@ -24,7 +24,10 @@ from tenrec_jax.plan import describe
 
 QUICK_START = Path(__file__).parent / "configs" / "quickstart.py"
 
-CONFIG = config_flags.DEFINE_config_file("config", str(QUICK_START), "Config file, FILE.py or FILE.py:VARIANT.")
+# Loaded when the command line is parsed, so that a mistake in it is a message and not a traceback.
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, FILE.py or FILE.py:VARIANT; the quick start by default."
+)
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME by default, NAME as in the config.")
 RUN_STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run; finished ones are skipped.")
 DRY_RUN = flags.DEFINE_bool(
@@ -35,15 +38,30 @@ DRY_RUN = flags.DEFINE_bool(
 def main(arguments: list[str]) -> int:
     """Parse the command line and run. Returns the exit code: 0 done, 2 wrong use or bad input."""
     try:
-        left_over = flags.FLAGS(arguments)[1:]
-        if left_over:
-            raise UserError(f"{left_over[0]!r} is no flag. See --help.")
-        config: RunConfig = from_mapping(CONFIG.value.to_dict())
+        config = _parse(arguments)
         _run(config, Path(WORKDIR.value or Path("runs") / config.name))
-    except (flags.Error, UserError) as error:
+    except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
+
+
+def _parse(arguments: list[str]) -> RunConfig:
+    named = any(argument.split("=")[0].lstrip("-") == "config" for argument in arguments[1:])
+    default = [] if named else [f"--config={QUICK_START}"]
+    try:
+        left_over = flags.FLAGS([arguments[0], *default, *arguments[1:]])[1:]
+        if left_over:
+            raise UserError(f"{left_over[0]!r} is no flag. See --help.")
+        return from_mapping(CONFIG.value.to_dict())
+    except (flags.Error, OSError) as error:
+        lines = (
+            str(error).strip().splitlines()
+        )  # a config file's own error comes with its traceback; the last line says it
+        raise UserError(lines[-1] if any("Traceback" in line for line in lines) else "\n".join(lines)) from None
+    except (KeyError, AttributeError) as error:  # how a ConfigDict says that it has no such key
+        unknown = error.args[0] if isinstance(error.args[0], str) else error.args[0].args[0]
+        raise UserError("The config has no key " + unknown.replace("\n", ". ").replace('"', "'")) from None
 
 
 def _run(config: RunConfig, workdir: Path) -> None:

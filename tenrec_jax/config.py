@@ -70,6 +70,7 @@ class RankingConfig:
         events_per_batch: events in a batch, padding counted.
         unknown_rate: share of items and users made unknown while training.
         action_weights: weight of each action's loss, in the order of the log's actions; the rest is not used.
+        pairwise_weight: weight of the loss on pairs of a user's events, which GAUC measures, beside the cross-entropy.
     """
 
     model: RankerConfig
@@ -78,6 +79,7 @@ class RankingConfig:
     events_per_batch: int = 4096
     unknown_rate: float = 0.02
     action_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    pairwise_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,15 +126,26 @@ class RunConfig:
 
 def default_config() -> RunConfig:
     """A small model that trains in minutes on two cores; config files start from it."""
-    encoder = FastformerConfig(num_layers=2, width=64, num_heads=4, hidden=128, recency_bias=True, dropout=0.1)
+    encoder = FastformerConfig(
+        num_layers=2,
+        width=64,
+        num_heads=4,
+        hidden=128,
+        activation="relu",
+        normalize=False,
+        recency_bias=True,
+        dropout=0.2,
+        unroll=True,
+    )
     features = FeatureConfig(max_length=128)
+    train = TrainConfig(epochs=10, patience=3)
     return RunConfig(
         name="default",
         seed=0,
         data=DataConfig(),
-        retrieval=RetrievalConfig(TwoTowerConfig(features, encoder), TrainConfig(epochs=10, patience=3)),
+        retrieval=RetrievalConfig(TwoTowerConfig(features, encoder), train),
         index=IndexConfig(),
-        ranking=RankingConfig(RankerConfig(features, encoder), TrainConfig(epochs=10, patience=3)),
+        ranking=RankingConfig(RankerConfig(features, encoder), train),
     )
 
 
@@ -167,6 +180,8 @@ def from_mapping(values: Mapping[str, Any], kind: type = RunConfig, path: str = 
 
 def _value(value: Any, hint: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path} is {value!r}; it must hold {', '.join(typing.get_type_hints(hint))}.")
         return from_mapping(value, hint, path)
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):

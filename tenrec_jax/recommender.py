@@ -96,6 +96,11 @@ class Recommender:
         """Raw ids of the users in the log, int64 [U]."""
         return self._artifact.catalogue.user_id[1:]
 
+    @property
+    def catalogue_size(self) -> int:
+        """Number of items that can be recommended: those that training rows mention."""
+        return self._artifact.index.size
+
     def recommend(
         self,
         *,

@@ -106,6 +106,7 @@ class RunData:
             self.vocabulary,
             batches=self._training_batches(config),
             action_weights=config.action_weights[: len(actions)],
+            pairwise_weight=config.pairwise_weight,
             item_rate=np.stack([item_rate(self.counts, action) for action in actions], axis=1),
             user_rate=np.stack([user_rate(self.counts, action) for action in actions], axis=1),
             evaluate=evaluate,

@@ -99,13 +99,13 @@ def test_more_devices_train_the_same_model(stage: str, table_folder: Path) -> No
     for devices in (1, 2, 4):
         parallel = DataParallel(jax.local_devices()[:devices])
         parameters = jax.jit(task.init)(jax.random.key(0))
-        state = parallel.replicate(TrainState(parameters, optimizer.init(parameters)))
-        step_fn, losses = compile_step(task, optimizer, parallel), []
+        state = parallel.replicate(TrainState(parameters, parameters, optimizer.init(parameters)))
+        step_fn, losses = compile_step(task, optimizer, parallel, 0.5), []
         for step in range(3):
             batch = task.batch(step)
             state, loss = step_fn(state, parallel.split(batch.split), batch.shared, jax.random.key(1))
             losses.append(float(loss[0]))
-        results.append((losses, parallel.unreplicate(state).parameters))
+        results.append((losses, parallel.unreplicate(state).average))
     for losses, parameters in results[1:]:
         np.testing.assert_allclose(losses, results[0][0], rtol=1e-5)
         assert_equal_trees(parameters, results[0][1], rtol=1e-5, atol=1e-6)

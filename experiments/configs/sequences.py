@@ -21,4 +21,17 @@ def get_config() -> ConfigDict:
     config.data.kind = "sequences"
     config.data.protocol = "leave_one_out"
     config.ranking.enabled = False
+    stage = config.retrieval
+    stage.model.features.max_length = 50
+    stage.model.features.user_id = False
+    stage.model.features.positions = "learned"
+    stage.model.encoder.num_heads = 2
+    stage.model.encoder.dropout = 0.4
+    stage.events_per_batch = 1024
+    stage.unknown_rate = 0.0
+    stage.train.epochs = 60
+    stage.train.evaluate_every = 3
+    stage.train.patience = 4
+    stage.train.optimizer.schedule = "constant"
+    stage.train.optimizer.clip_norm = 0.0
     return config

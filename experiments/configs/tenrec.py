@@ -10,11 +10,14 @@ Expected:  not known. No licensed file was at hand when this was written; the fo
 from ml_collections import ConfigDict
 
 from tenrec_jax.config import default_config, to_config_dict
+from tenrec_jax.errors import UserError
 
 FILES = {"qb_video": "QB-video.csv", "qk_video": "QK-video.csv", "ctr_1m": "ctr_data_1M.csv"}
 
 
 def get_config(variant: str = "qb_video") -> ConfigDict:
+    if variant not in FILES:
+        raise UserError(f"tenrec.py has no variant {variant!r}; choose one of {', '.join(FILES)}.")
     config = to_config_dict(default_config())
     config.name = f"tenrec_{variant}"
     config.data.kind = variant
@@ -23,6 +26,7 @@ def get_config(variant: str = "qb_video") -> ConfigDict:
         stage.model.features.max_length = 512
         stage.model.encoder.width = 128
         stage.model.encoder.hidden = 256
+        stage.model.encoder.unroll = False
         stage.events_per_batch = 32_768
     config.ranking.model.encoder.num_layers = 12
     config.ranking.model.encoder.remat = "dots_saveable"

@@ -38,6 +38,7 @@ def interval_plot(
             axes.hlines(y, low, high, color=colour, linewidth=1.5)
         if mark is not None:
             axes.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
+        axes.locator_params(axis="x", nbins=5)
         axes.set_yticks(range(len(groups)), groups)
         axes.set_ylim(len(groups) - 0.5, -0.5)
 

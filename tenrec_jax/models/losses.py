@@ -41,3 +41,22 @@ def action_losses(logit_BTA: Array, label_BTA: Array, where_BT: Array) -> Array:
     """Binary cross-entropy of each action, summed over the events in `where_BT`. Returns [A]."""
     loss_BTA = optax.losses.sigmoid_binary_cross_entropy(logit_BTA, label_BTA.astype(logit_BTA.dtype))
     return jnp.where(where_BT[..., None], loss_BTA, 0.0).sum((0, 1))
+
+
+def pairwise_losses(logit_BTA: Array, label_BTA: Array, where_BT: Array, key: Array, *, pairs: int = 4) -> Array:
+    """Logistic loss on pairs of events of one timeline that differ in their label, summed. Returns [A].
+
+    It is what GAUC counts (BPR: Rendle et al., 2009). Each event meets the events at `pairs` random distances, so the cost stays linear.
+    """
+
+    def at_distance(distance: Array) -> Array:
+        def other(x: Array) -> Array:
+            return jnp.roll(x, distance, axis=1)
+
+        sign_BTA = label_BTA.astype(logit_BTA.dtype) - other(label_BTA).astype(logit_BTA.dtype)
+        counts_BTA = (where_BT & other(where_BT))[..., None] & (sign_BTA != 0)
+        loss_BTA = jax.nn.softplus(-sign_BTA * (logit_BTA - other(logit_BTA)))
+        return jnp.where(counts_BTA, loss_BTA, 0.0).sum((0, 1))
+
+    distances = jax.random.randint(key, (pairs,), 1, logit_BTA.shape[1])
+    return jax.vmap(at_distance)(distances).sum(0) / pairs

@@ -23,10 +23,9 @@ class RankerConfig:
 
 
 class UserState(NamedTuple):
-    """All that scoring needs of users, in constant size: the encoder's pools, the users' tokens [B, D] and biases [B, A]."""
+    """All that scoring needs of users, in constant size: the encoder's pools and the users' biases [B, A]."""
 
     encoder: EncoderState
-    token_BD: Array
     bias_BA: Array
 
 
@@ -67,8 +66,7 @@ class Ranker(nnx.Module):
             [B, T, A].
         """
         x_BTD = context_tokens(self.users, self.items, self.events, timeline)[:, :-1]
-        user_BD, bias_BA = self._user(timeline)
-        target_BTD = self._target(user_BD, timeline.item, timeline.category, jnp.arange(timeline.item.shape[1]))
+        target_BTD = self._target(timeline.item, timeline.category, jnp.arange(timeline.item.shape[1]))
         encoder_key = None
         if key is not None:
             context_key, target_key, encoder_key = jax.random.split(key, 3)
@@ -76,30 +74,28 @@ class Ranker(nnx.Module):
             target_BTD = self.dropout(target_BTD, rngs=nnx.Rngs(target_key))
         mask_BT = context_mask(timeline.mask)[:, :-1]
         encoded_BTD = self.encoder.timeline(x_BTD, target_BTD, mask_BT, encoder_key)
-        return self._logits(encoded_BTD, bias_BA, timeline.item)
+        return self._logits(encoded_BTD, self._bias(timeline.user), timeline.item)
 
     def state(self, timeline: Timeline) -> UserState:
         """The users' state after all events of the timeline; its size does not depend on their number."""
         x_BTD = context_tokens(self.users, self.items, self.events, timeline)
         _, encoded = self.encoder.extend(self.encoder.start(x_BTD.shape[0]), x_BTD, context_mask(timeline.mask))
-        return UserState(encoded, *self._user(timeline))
+        return UserState(encoded, self._bias(timeline.user))
 
     def score(self, state: UserState, item_BC: Array, category_BC: Array) -> Array:
         """Logits [B, C, A] of candidates; each is a function of the state and that candidate."""
         # The state counts the user token, so its length minus one is the index of the event to come.
         position_B1 = state.encoder.length_B[:, None] - 1
-        target_BCD = self._target(state.token_BD, item_BC, category_BC, position_B1)
+        target_BCD = self._target(item_BC, category_BC, position_B1)
         return self._logits(self.encoder.isolated(state.encoder, target_BCD), state.bias_BA, item_BC)
 
-    def _user(self, timeline: Timeline) -> tuple[Array, Array]:
-        token_BD = self.users(timeline.user, timeline.gender, timeline.age)
-        if self.user_bias is None:
-            return token_BD, jnp.zeros((len(token_BD), self.head.out_features))
-        return token_BD, self.user_bias(timeline.user)
+    def _target(self, item_BC: Array, category_BC: Array, position: Array) -> Array:
+        return self.events.candidates(self.items(item_BC, category_BC), position)
 
-    def _target(self, user_BD: Array, item_BC: Array, category_BC: Array, position: Array) -> Array:
-        """What may come next: the item for this user, without its actions. In the pools the user is one token among many; here not."""
-        return self.events.candidates(self.items(item_BC, category_BC), position) + user_BD[:, None]
+    def _bias(self, user_B: Array) -> Array:
+        if self.user_bias is None:
+            return jnp.zeros((len(user_B), self.head.out_features))
+        return self.user_bias(user_B)
 
     def _logits(self, x_BCD: Array, bias_BA: Array, item_BC: Array) -> Array:
         return self.head(self.output_norm(x_BCD)) + self.item_bias(item_BC) + bias_BA[:, None]

@@ -11,7 +11,7 @@ from flax import nnx
 from tenrec_jax.data.batches import TimelineBatches
 from tenrec_jax.data.sampling import NegativeSampler
 from tenrec_jax.models.features import Vocabulary
-from tenrec_jax.models.losses import action_losses, sampled_softmax
+from tenrec_jax.models.losses import action_losses, pairwise_losses, sampled_softmax
 from tenrec_jax.models.ranker import Ranker, RankerConfig
 from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
 from tenrec_jax.timeline import Timeline
@@ -110,6 +110,7 @@ class RankingTask:
         config: of the model. vocabulary: table sizes.
         batches: training timelines.
         action_weights: weight [A] of each action's loss.
+        pairwise_weight: weight of the pairwise loss beside the cross-entropy; 0 is off.
         item_rate, user_rate: smoothed rates of each action in the training rows, [N + 1, A] and [U + 1, A]; entry 0 is the overall
             rate. The model starts from them.
         evaluate: see `Task`.
@@ -124,6 +125,7 @@ class RankingTask:
         *,
         batches: TimelineBatches,
         action_weights: Sequence[float],
+        pairwise_weight: float,
         item_rate: np.ndarray,
         user_rate: np.ndarray,
         evaluate: Evaluate,
@@ -131,6 +133,7 @@ class RankingTask:
         self._make = lambda key: Ranker(config, vocabulary, rngs=nnx.Rngs(key))
         self.graphdef = nnx.split(nnx.eval_shape(lambda: self._make(0)))[0]
         self._batches, self._weight_A = batches, jnp.asarray(action_weights)
+        self._pairwise_weight = pairwise_weight
         self._item_logit, user_logit = (np.log(rate) - np.log1p(-rate) for rate in (item_rate, user_rate))
         self._user_logit = user_logit - user_logit[0]
         self.steps_per_epoch = batches.steps_per_epoch
@@ -150,5 +153,9 @@ class RankingTask:
     def loss(self, parameters: Any, batch: Batch, key: jax.Array) -> LossSum:
         model: Ranker = nnx.merge(self.graphdef, parameters)
         timeline, score_BT = batch.split
-        losses_A = action_losses(model.timeline_logits(timeline, key), timeline.action, score_BT)
+        logit_BTA = model.timeline_logits(timeline, key)
+        losses_A = action_losses(logit_BTA, timeline.action, score_BT)
+        if self._pairwise_weight:
+            pairwise_A = pairwise_losses(logit_BTA, timeline.action, score_BT, jax.random.fold_in(key, 1))
+            losses_A = losses_A + self._pairwise_weight * pairwise_A
         return LossSum((losses_A * self._weight_A).sum(), score_BT.sum())

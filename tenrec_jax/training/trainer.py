@@ -36,12 +36,15 @@ class TrainConfig:
         epochs: passes over the training timelines, at most.
         evaluate_every: epochs between evaluations on the validation rows.
         patience: evaluations without a new best after which training stops; 0 never stops early.
+        average_decay: the parameters that are evaluated and kept are an exponential moving average with this decay a step (Polyak and
+            Juditsky, 1992); 0 takes the latest.
         optimizer: AdamW and its schedule.
     """
 
     epochs: int
     evaluate_every: int = 1
     patience: int = 0
+    average_decay: float = 0.0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -79,9 +82,10 @@ class Task(Protocol):
 
 
 class TrainState(NamedTuple):
-    """What a step updates."""
+    """What a step updates: the parameters, their moving average and the optimiser's state."""
 
     parameters: Any
+    average: Any
     optimizer: optax.OptState
 
 
@@ -112,10 +116,10 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
     optimizer = make_optimizer(config.optimizer, steps)
     init_key, dropout_key = jax.random.split(jax.random.key(seed))
     parameters = jax.jit(task.init)(init_key)
-    fresh = TrainState(parameters, optimizer.init(parameters))
+    fresh = TrainState(parameters, parameters, optimizer.init(parameters))
     checkpoints = Checkpoints(workdir / "checkpoints" / task.name)
     state, progress = checkpoints.latest(fresh) or (fresh, Progress(0, 0, float("-inf"), 0))
-    step_fn = compile_step(task, optimizer, parallel)
+    step_fn = compile_step(task, optimizer, parallel, config.average_decay)
     replicated = parallel.replicate(state)
     writer = MetricsWriter(workdir, task.name, resume_from=progress.step)
     bar = progress_bar(steps, f"train {task.name}", initial=progress.step)
@@ -134,7 +138,7 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
         done = step + 1
         if done % evaluate_every == 0 or done == steps:
             state = parallel.unreplicate(replicated)
-            value, metrics = task.evaluate(state.parameters)
+            value, metrics = task.evaluate(state.average)
             writer.write(done, metrics)
             better = value > progress.best_value
             progress = Progress(
@@ -148,10 +152,12 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
     writer.close()
     checkpoints.close()
     best, _ = Checkpoints(workdir / "checkpoints" / task.name).restore(progress.best_step, fresh)
-    return FitResult(best.parameters, progress.best_step, progress.step, time.perf_counter() - began)
+    return FitResult(best.average, progress.best_step, progress.step, time.perf_counter() - began)
 
 
-def compile_step(task: Task, optimizer: optax.GradientTransformation, parallel: DataParallel) -> Callable:
+def compile_step(
+    task: Task, optimizer: optax.GradientTransformation, parallel: DataParallel, average_decay: float
+) -> Callable:
     """The step of a task: (replicated state, split batch, shared batch, key) -> (state, loss of the whole batch on every device)."""
 
     def step(state: TrainState, split: Any, shared: Any, key: jax.Array) -> tuple[TrainState, jax.Array]:
@@ -164,7 +170,9 @@ def compile_step(task: Task, optimizer: optax.GradientTransformation, parallel: 
         examples = jnp.maximum(jax.lax.psum(examples, AXIS), 1)
         loss, gradients = jax.tree.map(lambda x: jax.lax.psum(x, AXIS) / examples, (loss_sum, gradients))
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-        return TrainState(optax.apply_updates(state.parameters, updates), optimizer_state), loss
+        parameters = optax.apply_updates(state.parameters, updates)
+        average = optax.incremental_update(parameters, state.average, 1.0 - average_decay)
+        return TrainState(parameters, average, optimizer_state), loss
 
     return parallel.compile(step, broadcast=(2, 3))
 

@@ -1,0 +1,275 @@
+"""A whole run at small size, and what people do with it."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tenrec_jax import __main__ as command_line
+from tenrec_jax.config import STAGES, RunConfig, default_config
+from tenrec_jax.data.synthetic import write_twin
+from tenrec_jax.errors import UserError
+from tenrec_jax.pipeline import Pipeline
+from tenrec_jax.recommender import Recommender
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "experiments" / "configs"
+
+
+def tiny_config() -> RunConfig:
+    config = default_config()
+
+    def shrink(stage):
+        encoder = dataclasses.replace(stage.model.encoder, num_layers=1, width=8, num_heads=2, hidden=8)
+        features = dataclasses.replace(stage.model.features, max_length=32)
+        model = dataclasses.replace(stage.model, encoder=encoder, features=features)
+        train = dataclasses.replace(stage.train, epochs=1)
+        return dataclasses.replace(stage, model=model, train=train, events_per_batch=512)
+
+    return dataclasses.replace(
+        config,
+        name="tiny",
+        data=dataclasses.replace(config.data, twin_rows=2500),
+        retrieval=shrink(config.retrieval),
+        ranking=shrink(config.ranking),
+        evaluation=dataclasses.replace(config.evaluation, resamples=50),
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run. Tests read it; those that change something copy it."""
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    Pipeline(tiny_config(), folder).run()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recommender(workdir: Path) -> Recommender:
+    return Recommender.load(workdir / "recommender")
+
+
+def rows_of_first_user(workdir: Path) -> list[int]:
+    lines = (workdir / "source" / "qb_video_twin.csv").read_text().splitlines()[1:]
+    users = [line.split(",")[0] for line in lines]
+    return [int(line.split(",")[1]) for line, user in zip(lines, users, strict=True) if user == users[0]]
+
+
+def test_a_run_leaves_the_promised_files(workdir: Path) -> None:
+    files = ("config.json", "env.json", "data.json", "metrics.jsonl", "eval/val.json", "eval/test.json", "report.html")
+    for name in (*files, "recommender/manifest.json", "DONE"):
+        assert (workdir / name).is_file(), name
+    for folder in ("tensorboard/retrieval", "checkpoints/retrieval", "checkpoints/ranking", "recommender/index"):
+        assert any((workdir / folder).iterdir()), folder
+
+
+def test_test_results_have_the_promised_keys(workdir: Path) -> None:
+    results = json.loads((workdir / "eval" / "test.json").read_text())
+    assert results["protocol"] == "per_user_order"
+    assert results["seed"] == 0
+    assert results["data_sha256"] == json.loads((workdir / "data.json").read_text())["sha256"]
+    for name in ("recall@10", "ndcg@10", "hit@1", "mrr"):
+        estimate = results["retrieval"][name]
+        assert estimate["low"] <= estimate["value"] <= estimate["high"]
+        assert set(results["baselines"]["popularity"]["retrieval"][name]) == {"value", "low", "high"}
+    for action in ("click", "like", "share", "follow"):
+        assert {"auc", "gauc", "log_loss", "ece"} <= set(results["ranking"][action])
+    assert {"popularity", "item_rate", "user_rate"} <= set(results["baselines"])
+    assert 0 <= results["index"]["recall@100_vs_exact"] <= 1
+    assert set(results["seconds"]) >= set(STAGES[:4])
+
+
+def test_running_a_finished_run_again_changes_nothing(workdir: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    assert Pipeline(tiny_config(), workdir).run() == json.loads((workdir / "eval" / "test.json").read_text())
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_difference(workdir: Path) -> None:
+    retrieval = dataclasses.replace(tiny_config().retrieval, negatives=7)
+    changed = dataclasses.replace(tiny_config(), retrieval=retrieval)
+    with pytest.raises(UserError, match=r"retrieval\.negatives: 512 in the workdir, 7 now"):
+        Pipeline(changed, workdir)
+
+
+def test_stages_out_of_order_or_unknown_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ranking needs data, retrieval, index first"):
+        Pipeline(tiny_config(), tmp_path / "a").run(["ranking"])
+    with pytest.raises(UserError, match="rankign is no stage"):
+        Pipeline(tiny_config(), tmp_path / "b").run(["rankign"])
+
+
+def test_recommendations_are_unseen_catalogue_items_in_order_of_worth(recommender: Recommender, workdir: Path) -> None:
+    seen, user = set(rows_of_first_user(workdir)), int(recommender.user_ids[0])
+    answer = recommender.recommend(user_id=user, k=10)
+    items = [item.item_id for item in answer.items]
+    assert len(set(items)) == 10
+    assert not seen & set(items)
+    for item in answer.items:
+        assert set(item.probabilities) == {"click", "like", "share", "follow"}
+        worth = sum(
+            w * item.probabilities[a] for a, w in zip(("click", "like", "share", "follow"), (1, 2, 4, 3), strict=True)
+        )
+        assert item.score == pytest.approx(worth, rel=1e-5)
+    assert [item.score for item in answer.items] == sorted((item.score for item in answer.items), reverse=True)
+    assert set(answer.milliseconds) == {"query", "search", "rank", "total"}
+    assert answer == dataclasses.replace(recommender.recommend(user_id=user, k=10), milliseconds=answer.milliseconds)
+
+
+def test_fewer_items_asked_for_are_the_first_of_more(recommender: Recommender) -> None:
+    user = int(recommender.user_ids[3])
+    assert recommender.recommend(user_id=user, k=3).items == recommender.recommend(user_id=user, k=30).items[:3]
+
+
+def test_k_beyond_the_catalogue_gives_every_unseen_trained_item_once(recommender: Recommender) -> None:
+    answer = recommender.recommend(history=[], k=10**6)
+    items = [item.item_id for item in answer.items]
+    assert len(items) == len(set(items)) == recommender.catalogue_size
+    assert recommender.recommend(history=items[:5], k=10**6).seen_removed == 5
+
+
+def test_unknown_items_in_a_history_are_named_and_read_as_unknown(recommender: Recommender) -> None:
+    answer = recommender.recommend(history=[1, 10**15, 2], k=5)
+    assert answer.unknown_items == (10**15,)
+    assert answer.history_length == 3
+    assert len(answer.items) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"user_id": 10**15}, "User 1000000000000000 is not in the log"),
+        ({}, "either a user_id or a history"),
+        ({"user_id": 1, "history": [1]}, "either a user_id or a history"),
+        ({"history": ["a"]}, r"history\[0\] is 'a'"),
+        ({"history": [1], "k": 0}, "k is 0"),
+        ({"history": [1], "k": 2.5}, "k is 2.5"),
+    ],
+)
+def test_wrong_requests_are_refused(recommender: Recommender, arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        recommender.recommend(**arguments)
+
+
+def test_a_recommender_answers_alike_after_it_was_moved(
+    recommender: Recommender, workdir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(workdir / "recommender", tmp_path / "elsewhere")
+    moved = Recommender.load(tmp_path / "elsewhere")
+    assert moved.recommend(history=[1, 2], k=20).items == recommender.recommend(history=[1, 2], k=20).items
+
+
+@pytest.mark.parametrize("name", ["retrieval.safetensors", "users.parquet", "rules.json", "index/index.json"])
+def test_a_damaged_or_missing_file_is_named(workdir: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "recommender"
+    shutil.copytree(workdir / "recommender", folder)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        Recommender.load(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        Recommender.load(folder)
+
+
+@pytest.fixture
+def run_command(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = command_line.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def test_the_recommend_command_prints_a_table_or_json(
+    run_command: Callable, workdir: Path, recommender: Recommender
+) -> None:
+    user = recommender.user_ids[0]
+    code, table, _ = run_command("recommend", "--recommender", workdir / "recommender", "--user", user, "--k", 3)
+    assert code == 0
+    _, text, _ = run_command("recommend", "--recommender", workdir / "recommender", "--user", user, "--k", 3, "--json")
+    answer = json.loads(text)
+    assert [item["item_id"] for item in answer["items"]] == [int(line.split()[1]) for line in table.splitlines()[1:4]]
+    _, nobody, _ = run_command("recommend", "--recommender", workdir / "recommender", "--history", "", "--k", 3)
+    assert len(nobody.splitlines()) == 5
+
+
+def test_commands_fail_with_one_message_and_code_2(run_command: Callable, workdir: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        (("recommend", "--recommender", tmp_path, "--user", 1), "is not a recommender"),
+        (("recommend", "--recommender", workdir / "recommender", "--user", "x"), "'x' is not an integer id"),
+        (("recommend", "--recommender", workdir / "recommender", "--user", 10**15), "is not in the log"),
+        (("ingest", tmp_path / "none.csv", "--kind", "qb_video", "--out", tmp_path / "t"), "none.csv"),
+        (("report", tmp_path), "config.json"),
+    ):
+        code, out, err = run_command(*arguments)
+        assert (code, out) == (2, ""), arguments
+        assert message in err
+        assert "Traceback" not in err
+
+
+def launch(*arguments: object, folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "experiments" / "launch.py", *arguments]
+    return subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_launch_refuses_a_misspelt_key_with_a_suggestion(tmp_path: Path) -> None:
+    result = launch("--config.retreival.negatives=3", folder=tmp_path)
+    assert result.returncode == 2
+    assert "retrieval" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["quickstart", "sequences", "movielens", "tenrec:qb_video", "tenrec:qk_video", "tenrec:ctr_1m"]
+)
+def test_every_config_dry_runs(name: str, tmp_path: Path) -> None:
+    stem, _, variant = name.partition(":")
+    path = CONFIGS / f"{stem}.py"
+    result = launch(f"--config={path}{':' if variant else ''}{variant}", "--dry_run", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "two-tower" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_licensed_file_is_explained(tmp_path: Path) -> None:
+    result = launch(f"--config={CONFIGS / 'tenrec.py'}:ctr_1m", folder=tmp_path)
+    assert result.returncode == 2
+    for expected in ("data/tenrec/ctr_data_1M.csv", "CC BY-NC 4.0", "2022-NIPS-Tenrec"):
+        assert expected in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["qb_video", "ctr_1m"])
+def test_files_of_exactly_tenrecs_format_are_taken(kind: str, tmp_path: Path) -> None:
+    names = {"qb_video": "QB-video.csv", "ctr_1m": "ctr_data_1M.csv"}
+    write_twin(tmp_path / "data" / "tenrec" / names[kind], kind=kind, rows=2000, seed=1, progress=False)
+    result = launch(f"--config={CONFIGS / 'tenrec.py'}:{kind}", "--stages=data", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "runs" / f"tenrec_{kind}" / "data.json").read_text())
+    assert record["manifest"]["counts"]["rows"] == 2000
+    assert not record["is_synthetic"]
+
+
+def test_a_log_of_clicks_alone_runs_to_a_recommender_without_a_ranker(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    lines = [
+        f"{user} {' '.join(map(str, random.choice(60, 2 + user % 7, replace=False) + 1))}" for user in range(1, 81)
+    ]
+    (tmp_path / "log.txt").write_text("\n".join([*lines, "81 5"]) + "\n")
+    config = tiny_config()
+    data = dataclasses.replace(config.data, kind="sequences", path=str(tmp_path / "log.txt"), protocol="leave_one_out")
+    config = dataclasses.replace(config, data=data, ranking=dataclasses.replace(config.ranking, enabled=False))
+    results = Pipeline(config, tmp_path / "run").run()
+    assert "ranking" not in results
+    assert results["counts"]["users"] == sum(2 + user % 7 >= 3 for user in range(1, 81))
+    answer = Recommender.load(tmp_path / "run" / "recommender").recommend(user_id=81, k=5)
+    assert [item.probabilities for item in answer.items] == [{}] * 5
+    assert 5 not in [item.item_id for item in answer.items]
