@@ -71,6 +71,7 @@ class RankingConfig:
         unknown_rate: share of items and users made unknown while training.
         action_weights: weight of each action's loss, in the order of the log's actions; the rest is not used.
         pairwise_weight: weight of the loss on pairs of a user's events, which GAUC measures, beside the cross-entropy.
+        any_order: train on timelines in random order, for logs in which a user's order means little.
     """
 
     model: RankerConfig
@@ -80,6 +81,7 @@ class RankingConfig:
     unknown_rate: float = 0.02
     action_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     pairwise_weight: float = 0.0
+    any_order: bool = False
 
 
 @dataclass(frozen=True)

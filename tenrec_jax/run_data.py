@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from tenrec_jax.config import RankingConfig, RetrievalConfig, RunConfig
-from tenrec_jax.data.batches import TimelineBatches, TimelineReader, TrainVocabulary, bucket_lengths
+from tenrec_jax.data.batches import (
+    TimelineBatches,
+    TimelineReader,
+    TrainVocabulary,
+    bucket_lengths,
+    fitted_bucket_lengths,
+)
 from tenrec_jax.data.interactions import Interactions, open_table
 from tenrec_jax.data.protocols import Part, Split, make_split
 from tenrec_jax.data.sampling import NegativeSampler
@@ -104,7 +110,7 @@ class RunData:
         return RankingTask(
             config.model,
             self.vocabulary,
-            batches=self._training_batches(config),
+            batches=self._training_batches(config, any_order=config.any_order),
             action_weights=config.action_weights[: len(actions)],
             pairwise_weight=config.pairwise_weight,
             item_rate=np.stack([item_rate(self.counts, action) for action in actions], axis=1),
@@ -134,10 +140,15 @@ class RunData:
         batches = self._batches(config, part, stride=max(1, max_length // 2), seed=None, unknown_rate=0.0)
         return RankingEvaluator(batches, *self.table.labels_RA.shape)
 
-    def _training_batches(self, config: RetrievalConfig | RankingConfig) -> TimelineBatches:
+    def _training_batches(self, config: RetrievalConfig | RankingConfig, *, any_order: bool = False) -> TimelineBatches:
         stride = config.model.features.max_length
         return self._batches(
-            config, Part.TRAIN, stride=stride, seed=self._config.seed, unknown_rate=config.unknown_rate
+            config,
+            Part.TRAIN,
+            stride=stride,
+            seed=self._config.seed,
+            unknown_rate=config.unknown_rate,
+            any_order=any_order,
         )
 
     def _batches(
@@ -148,17 +159,22 @@ class RunData:
         stride: int,
         seed: int | None,
         unknown_rate: float,
+        any_order: bool = False,
     ) -> TimelineBatches:
         max_length = config.model.features.max_length
         reader = TimelineReader(self.table, self.trained, self._rows_up_to(part))
+        windows = reader.windows(self.split.part_R == part, max_length, stride)
+        if not len(windows.start):
+            raise UserError(f"The protocol {self.split.protocol} leaves no {part.name.lower()} rows in this log.")
         return TimelineBatches(
             reader,
-            reader.windows(self.split.part_R == part, max_length, stride),
-            buckets=bucket_lengths(max_length),
+            windows,
+            buckets=fitted_bucket_lengths(windows.stop - windows.start),
             events_per_batch=config.events_per_batch,
             multiple=self._devices,
             seed=seed,
             unknown_rate=unknown_rate,
+            any_order=any_order,
         )
 
     def _rows_up_to(self, part: Part) -> np.ndarray:

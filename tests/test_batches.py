@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenrec_jax.data.batches import TimelineBatches, TimelineReader, TrainVocabulary, bucket_lengths
+from tenrec_jax.data.batches import (
+    TimelineBatches,
+    TimelineReader,
+    TrainVocabulary,
+    bucket_lengths,
+    fitted_bucket_lengths,
+)
 from tenrec_jax.data.interactions import Interactions, Items, Users, offsets_of
 from tenrec_jax.data.protocols import Part, per_user_order
 from tenrec_jax.data.sampling import NegativeSampler
@@ -145,3 +151,34 @@ def test_bucket_lengths_rise_and_end_with_the_longest(max_length: int) -> None:
     lengths = bucket_lengths(max_length)
     assert list(lengths) == sorted(set(lengths))
     assert lengths[-1] == max_length
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=50))
+def test_fitted_bucket_lengths_hold_every_window_with_at_most_four_lengths(lengths: list[int]) -> None:
+    buckets = fitted_bucket_lengths(np.asarray(lengths))
+    assert len(buckets) <= 4
+    assert buckets[-1] == max(lengths)
+    assert list(buckets) == sorted(set(buckets))
+
+
+def test_any_order_permutes_whole_events_within_their_timeline() -> None:
+    table = table_of([30, 7, 25])
+    split = per_user_order(table)
+    reader = TimelineReader(table, TrainVocabulary.of(table, split), split.rows(Part.TRAIN))
+    windows = reader.windows(split.part_R == Part.TRAIN, 16, 16)
+    options = {"buckets": (8, 16), "events_per_batch": 64, "seed": 5}
+    plain, permuted = (
+        TimelineBatches(reader, windows, **options),
+        TimelineBatches(reader, windows, **options, any_order=True),
+    )
+    moved = 0
+    for step in range(plain.steps_per_epoch):
+        before, (timeline, score, row) = plain(step), permuted(step)
+        moved += int((before.row != row).sum())
+        for rows_before, rows_after, real in zip(before.row, row, timeline.mask, strict=True):
+            assert sorted(rows_before) == sorted(rows_after)
+            assert list(real) == sorted(real, reverse=True)
+        np.testing.assert_array_equal(timeline.item[score], table.item_R[row[score]])
+        np.testing.assert_array_equal(timeline.action[score], table.labels_RA[row[score]])
+        np.testing.assert_array_equal(timeline.mask.sum(1), before.timeline.mask.sum(1))
+    assert moved > 10

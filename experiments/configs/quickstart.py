@@ -13,4 +13,10 @@ from tenrec_jax.config import default_config, to_config_dict
 def get_config() -> ConfigDict:
     config = to_config_dict(default_config())
     config.name = "quickstart"
+    config.data.twin_rows = 150_000
+    for stage in (config.retrieval, config.ranking):
+        stage.events_per_batch = 2048
+        stage.train.optimizer.learning_rate = 2e-3
+    config.ranking.pairwise_weight = 1.0
+    config.ranking.train.average_decay = 0.98
     return config
