@@ -20,15 +20,17 @@ def get_config() -> ConfigDict:
     stage = config.ranking
     stage.model.features.max_length = 512
     stage.model.encoder.num_layers = 1
-    stage.model.encoder.dropout = 0.5
+    stage.model.encoder.width = 32
+    stage.model.encoder.hidden = 64
+    stage.model.encoder.dropout = 0.4
     # The labels of the last few events tell the session's mood, not the item's appeal: they help AUC and hurt GAUC.
     stage.model.encoder.recency_bias = False
     # People rate what a page lists, so the order within a session means little.
     stage.any_order = True
-    stage.pairwise_weight = 1.0
+    stage.pairwise_weight = 2.0
     stage.train.epochs = 30
-    stage.train.patience = 5
-    stage.train.average_decay = 0.99
-    stage.train.optimizer.learning_rate = 2e-3
+    stage.train.patience = 6
+    stage.train.average_decay = 0.995
+    stage.train.optimizer.learning_rate = 3e-3
     stage.train.optimizer.warmup_steps = 50
     return config
