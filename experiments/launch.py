@@ -37,6 +37,9 @@ DRY_RUN = flags.DEFINE_bool(
 
 def main(arguments: list[str]) -> int:
     """Parse the command line and run. Returns the exit code: 0 done, 2 wrong use or bad input."""
+    if {"--help", "-h"} & set(arguments):
+        sys.stdout.write(_help())
+        return 0
     try:
         config = _parse(arguments)
         _run(config, Path(WORKDIR.value or Path("runs") / config.name))
@@ -44,6 +47,11 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
+
+
+def _help() -> str:
+    configs = sorted(path.name for path in QUICK_START.parent.glob("*.py"))
+    return f"{__doc__}\nconfigs: {', '.join(configs)}\nstages:  {', '.join(STAGES)}\n{flags.FLAGS.module_help(sys.modules[__name__])}\n"
 
 
 def _parse(arguments: list[str]) -> RunConfig:

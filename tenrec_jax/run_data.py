@@ -119,13 +119,22 @@ class RunData:
         )
 
     def retrieval_evaluator(self, part: Part, max_users: int) -> RetrievalEvaluator:
-        """Ranks the clicks of `part` for users who have seen the parts before it."""
+        """Ranks the clicks of `part` for users who have seen the parts before it.
+
+        Raises:
+            UserError: the part holds no click.
+        """
+        rows = self.split.rows(part)
+        if not self.table.labels_RA[rows, 0].any():
+            raise UserError(
+                f"The protocol {self.split.protocol} leaves no {part.name.lower()} clicks in this log: it is too small."
+            )
         max_length = self._config.retrieval.model.features.max_length
         return RetrievalEvaluator(
             self.table,
             self.trained,
             self._rows_up_to(Part(part - 1)),
-            self.split.rows(part),
+            rows,
             max_length=max_length,
             buckets=bucket_lengths(max_length),
             exclude_seen=self._config.evaluation.exclude_seen,

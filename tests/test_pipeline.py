@@ -228,6 +228,21 @@ def test_launch_refuses_a_misspelt_key_with_a_suggestion(tmp_path: Path) -> None
     assert "Traceback" not in result.stderr
 
 
+def test_launch_help_teaches(tmp_path: Path) -> None:
+    result = launch("--help", folder=tmp_path)
+    assert result.returncode == 0
+    for expected in (
+        "--config",
+        "--workdir",
+        "--stages",
+        "--[no]dry_run",
+        "sequences.py",
+        "quickstart.py",
+        "the same command again",
+    ):
+        assert expected.lower() in result.stdout.lower(), expected
+
+
 @pytest.mark.parametrize(
     "name", ["quickstart", "sequences", "movielens", "tenrec:qb_video", "tenrec:qk_video", "tenrec:ctr_1m"]
 )
@@ -273,3 +288,12 @@ def test_a_log_of_clicks_alone_runs_to_a_recommender_without_a_ranker(tmp_path: 
     answer = Recommender.load(tmp_path / "run" / "recommender").recommend(user_id=81, k=5)
     assert [item.probabilities for item in answer.items] == [{}] * 5
     assert 5 not in [item.item_id for item in answer.items]
+
+
+def test_a_log_too_small_for_its_protocol_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("1 5 6\n2 7\n")
+    config = tiny_config()
+    data = dataclasses.replace(config.data, kind="sequences", path=str(tmp_path / "log.txt"), protocol="leave_one_out")
+    config = dataclasses.replace(config, data=data, ranking=dataclasses.replace(config.ranking, enabled=False))
+    with pytest.raises(UserError, match="leaves no validation clicks"):
+        Pipeline(config, tmp_path / "run").run()
