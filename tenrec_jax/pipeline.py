@@ -145,7 +145,10 @@ class Pipeline:
 
     def _run_index(self) -> None:
         known = self._data.known_items
-        build_index(self._item_vectors()[known - 1], known, self.config.index).save(self.recommender / artifact.INDEX)
+        evaluator = self._data.retrieval_evaluator(Part.VALIDATION, INDEX_QUERIES)
+        query_BD = np.asarray(evaluator.queries(*self._two_tower, evaluator.users))
+        index = build_index(self._item_vectors()[known - 1], known, self.config.index, tuning_queries_BD=query_BD)
+        index.save(self.recommender / artifact.INDEX)
 
     def _run_ranking(self) -> None:
         if not self.config.ranking.enabled:
