@@ -5,7 +5,8 @@ wheel of `recbole==1.2.1`). MovieLens is for research use and may not be redistr
 
 Command:   python experiments/launch.py --config=experiments/configs/movielens.py --config.data.path=ml-100k.zip
 Hardware:  2 CPU cores, a few minutes.
-Expected:  `per_user_order`, test rows: the ranker's click AUC and GAUC above item rate and user rate, intervals apart.
+Expected:  `per_user_order`, test rows: the ranker's click AUC above item rate and user rate, intervals apart; its click GAUC about .72
+           against item rate's .69, where the intervals just touch.
 """
 
 from ml_collections import ConfigDict
