@@ -21,8 +21,8 @@ from tenrec_jax.training.trainer import Batch, LossSum
 Evaluate = Callable[[Any], tuple[float, dict[str, float]]]
 
 
-class RetrievalSplit(NamedTuple):
-    """Timelines, what counts in them [B, T], and each item's raw id [B, T], which tells accidental hits."""
+class ScoredTimelines(NamedTuple):
+    """Timelines, and which of their events count [B, T]."""
 
     timeline: Timeline
     score: np.ndarray
@@ -77,7 +77,7 @@ class RetrievalTask:
     def batch(self, step: int) -> Batch:
         batch = self._batches(step)
         item = self._negatives.draw(step)
-        return Batch(RetrievalSplit(batch.timeline, batch.score), RetrievalShared(item, self._category[item]))
+        return Batch(ScoredTimelines(batch.timeline, batch.score), RetrievalShared(item, self._category[item]))
 
     def loss(self, parameters: Any, batch: Batch, key: jax.Array) -> LossSum:
         model: TwoTower = nnx.merge(self.graphdef, parameters)
@@ -148,7 +148,7 @@ class RankingTask:
 
     def batch(self, step: int) -> Batch:
         batch = self._batches(step)
-        return Batch(RetrievalSplit(batch.timeline, batch.score), ())
+        return Batch(ScoredTimelines(batch.timeline, batch.score), ())
 
     def loss(self, parameters: Any, batch: Batch, key: jax.Array) -> LossSum:
         model: Ranker = nnx.merge(self.graphdef, parameters)
