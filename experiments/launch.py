@@ -63,9 +63,8 @@ def _parse(arguments: list[str]) -> RunConfig:
             raise UserError(f"{left_over[0]!r} is no flag. See --help.")
         return from_mapping(CONFIG.value.to_dict())
     except (flags.Error, OSError) as error:
-        lines = (
-            str(error).strip().splitlines()
-        )  # a config file's own error comes with its traceback; the last line says it
+        # A config file's own error comes with its traceback; the last line says it.
+        lines = str(error).strip().splitlines()
         raise UserError(lines[-1] if any("Traceback" in line for line in lines) else "\n".join(lines)) from None
     except (KeyError, AttributeError) as error:  # how a ConfigDict says that it has no such key
         unknown = error.args[0] if isinstance(error.args[0], str) else error.args[0].args[0]

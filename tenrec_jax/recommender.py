@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from tenrec_jax import artifact
 from tenrec_jax.data.batches import bucket_lengths
+from tenrec_jax.data.interactions import RawIdIndex
 from tenrec_jax.errors import UserError
+from tenrec_jax.models.two_tower import last_queries
 from tenrec_jax.timeline import Timeline
 
 
@@ -74,8 +75,7 @@ class Recommender:
         self._artifact = loaded
         self._buckets = np.asarray(bucket_lengths(loaded.max_length))
         catalogue = loaded.catalogue
-        self._user_order = np.argsort(catalogue.user_id)
-        self._item_order = np.argsort(catalogue.item_id)
+        self._users, self._items = RawIdIndex(catalogue.user_id), RawIdIndex(catalogue.item_id)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender":
@@ -127,7 +127,9 @@ class Recommender:
             raise UserError("Give either a user_id or a history, not both and not neither.")
         user = self._known_user(user_id) if history is None else self._new_user(history)
         timeline = self._timeline(user)
-        query_BD = np.asarray(_query(self._artifact.retrieval.graphdef, self._artifact.retrieval.parameters, timeline))
+        query_BD = np.asarray(
+            last_queries(self._artifact.retrieval.graphdef, self._artifact.retrieval.parameters, timeline)
+        )
         queried = time.perf_counter()
         item_C, score_C, removed = self._candidates(query_BD, user, int(k), exclude_seen)
         searched = time.perf_counter()
@@ -147,15 +149,15 @@ class Recommender:
 
     def _known_user(self, user_id: int | None) -> _User:
         catalogue = self._artifact.catalogue
-        user = _dense(catalogue.user_id, self._user_order, np.asarray([_integer(user_id, "user_id")]))[0]
+        user = int(self._users.dense(_integer(user_id, "user_id")))
         if user == 0:
             raise UserError(f"User {user_id} is not in the log. Give a history to recommend to somebody new.")
         rows = slice(catalogue.offsets[user], catalogue.offsets[user + 1])
-        return _User(int(user), catalogue.item[rows], catalogue.action[rows], ())
+        return _User(user, catalogue.item[rows], catalogue.action[rows], ())
 
     def _new_user(self, history: Sequence[int]) -> _User:
         raw = np.asarray([_integer(item, f"history[{i}]") for i, item in enumerate(history)], np.int64)
-        item = _dense(self._artifact.catalogue.item_id, self._item_order, raw)
+        item = self._items.dense(raw)
         action = np.zeros((len(item), len(self._artifact.actions)), np.int8)
         action[:, 0] = 1
         return _User(0, item, action, tuple(int(entry) for entry in raw[item == 0]))
@@ -214,23 +216,10 @@ class Recommender:
         ]
 
 
-def _dense(raw_id: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Dense ids of raw ids, 0 where unknown. `order` sorts `raw_id`, whose entry 0 is no id."""
-    place = np.minimum(np.searchsorted(raw_id, wanted, sorter=order), len(order) - 1)
-    dense = order[place]
-    return np.where(raw_id[dense] == wanted, dense, 0)
-
-
 def _integer(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise UserError(f"{name} is {value!r}; ids are integers.")
     return int(value)
-
-
-@jax.jit(static_argnums=0)
-def _query(graphdef: nnx.GraphDef, parameters: nnx.State, timeline: Timeline) -> jax.Array:
-    query_BTD = nnx.merge(graphdef, parameters).queries(timeline)
-    return jnp.take_along_axis(query_BTD, timeline.mask.sum(1)[:, None, None], axis=1)[:, 0]
 
 
 @jax.jit(static_argnums=0)

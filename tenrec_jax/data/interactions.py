@@ -108,16 +108,16 @@ class Interactions:
         return self._item_index.dense(raw_ids)
 
     @cached_property
-    def _user_index(self) -> "_RawIdIndex":
-        return _RawIdIndex(self.users.raw_id)
+    def _user_index(self) -> "RawIdIndex":
+        return RawIdIndex(self.users.raw_id)
 
     @cached_property
-    def _item_index(self) -> "_RawIdIndex":
-        return _RawIdIndex(self.items.raw_id)
+    def _item_index(self) -> "RawIdIndex":
+        return RawIdIndex(self.items.raw_id)
 
 
-class _RawIdIndex:
-    """Finds dense ids by bisection. Entry 0 of `raw_id` is not an id."""
+class RawIdIndex:
+    """Finds dense ids of raw ids by bisection, 0 where unknown. Entry 0 of `raw_id` is not an id."""
 
     def __init__(self, raw_id: np.ndarray) -> None:
         self._order = np.concatenate([np.argsort(raw_id[1:], kind="stable") + 1, [0]]).astype(np.int32)

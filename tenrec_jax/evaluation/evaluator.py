@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from tenrec_jax.data.batches import TimelineBatches, TimelineReader, TrainVocabulary
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.evaluation.metrics import ranks_of
+from tenrec_jax.models.two_tower import last_queries
 from tenrec_jax.timeline import Timeline
 
 
@@ -79,7 +79,7 @@ class RetrievalEvaluator:
         """The queries [B, D] of some users after their visible rows."""
         windows = self._reader.histories(users, self._max_length)
         length = int(self._buckets[np.searchsorted(self._buckets, (windows.stop - windows.start).max(initial=0))])
-        return _last_queries(model, parameters, self._reader.read(windows, users, length).timeline)
+        return last_queries(model, parameters, self._reader.read(windows, users, length).timeline)
 
     def rank(self, scores: ScoreBlock) -> TargetRanks:
         """Ranks under any scorer of users against items 1..N: dense users [B] to scores [B, N]."""
@@ -141,12 +141,6 @@ def item_vectors(model: nnx.GraphDef, parameters: Any, vocabulary: TrainVocabula
 @jax.jit(static_argnums=0)
 def _item_vectors(model: nnx.GraphDef, parameters: Any, item_N: jax.Array, category_N: jax.Array) -> jax.Array:
     return nnx.merge(model, parameters).item_vectors(item_N, category_N)
-
-
-@jax.jit(static_argnums=0)
-def _last_queries(model: nnx.GraphDef, parameters: Any, timeline: Timeline) -> jax.Array:
-    query_BTD = nnx.merge(model, parameters).queries(timeline)
-    return jnp.take_along_axis(query_BTD, timeline.mask.sum(1)[:, None, None], axis=1)[:, 0]
 
 
 @jax.jit

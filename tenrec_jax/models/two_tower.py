@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -71,6 +72,13 @@ class TwoTower(nnx.Module):
 
     def _scaled(self, x: Array, scale: float) -> Array:
         return l2_normalize(x) * scale if self.config.similarity == "cosine" else x
+
+
+@jax.jit(static_argnums=0)
+def last_queries(graphdef: nnx.GraphDef, parameters: nnx.State, timeline: Timeline) -> Array:
+    """The queries [B, D] after all events of the timelines, of a two-tower taken apart by `nnx.split`."""
+    query_BTD = nnx.merge(graphdef, parameters).queries(timeline)
+    return jnp.take_along_axis(query_BTD, timeline.mask.sum(1)[:, None, None], axis=1)[:, 0]
 
 
 def context_tokens(users: UserFeatures, items: ItemFeatures, events: EventFeatures, timeline: Timeline) -> Array:
