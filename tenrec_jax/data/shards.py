@@ -135,7 +135,7 @@ def in_order(rows: pa.Table, order: RowOrder, actions: Sequence[str]) -> Bucket:
 def _repeats(rows: pa.Table, actions: Sequence[str]) -> tuple[Repeats, np.ndarray]:
     """The counts, and the numbers of the rows that equal an earlier row."""
     pair_R = rows[USER].to_numpy().astype(np.int64) << 32 | rows[ITEM].to_numpy()
-    order = np.argsort(pair_R, kind="stable")
+    order = np.argsort(pair_R, kind="stable")  # the fast one where users stand in blocks
     is_again = pair_R[order[1:]] == pair_R[order[:-1]]
     again = np.flatnonzero(is_again)
     if not len(again):
@@ -157,8 +157,10 @@ def write_shard(rows: pa.Table, path: Path) -> None:
     starts = np.concatenate([[0], np.flatnonzero(np.diff(user_R)) + 1])
     groups = np.unique(np.searchsorted(starts, np.arange(0, len(user_R), ROW_GROUP_ROWS)))
     cuts = [*starts[groups[groups < len(starts)]].tolist(), len(user_R)]
+    # Items are too many for a dictionary: trying one costs time and space.
+    encoding = {"use_dictionary": [name for name in rows.column_names if name != ITEM]}
     with pq.ParquetWriter(
-        path, rows.schema, compression="zstd", compression_level=1, write_page_checksum=True
+        path, rows.schema, compression="zstd", compression_level=1, write_page_checksum=True, **encoding
     ) as writer:
         for start, stop in itertools.pairwise(cuts):
             writer.write_table(rows.slice(start, stop - start), row_group_size=max(1, stop - start))
