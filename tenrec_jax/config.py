@@ -31,7 +31,9 @@ class DataConfig:
         max_bad_fraction: share of damaged rows above which the log is refused; those below it are left out and listed.
         path: the source file, folder or archive; empty makes a synthetic twin of `kind`.
         twin_rows, twin_seed: size and seed of the twin.
-        protocol: named split and evaluation protocol.
+        protocol: named split and evaluation protocol, or "split_file".
+        split_seed: of the protocols that draw; apart from the run's seed, so that several runs share one split.
+        split_file: the parts of the rows, for the protocol "split_file": a CSV or Parquet file with the columns row and part.
     """
 
     kind: str = "qb_video"
@@ -42,6 +44,8 @@ class DataConfig:
     twin_rows: int = 300_000
     twin_seed: int = 0
     protocol: str = "per_user_order"
+    split_seed: int = 0
+    split_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class RetrievalConfig:
     Attributes:
         model, train: see their classes.
         events_per_batch: events in a batch, padding counted.
-        negatives: uniform negatives a step, beside the in-batch ones.
+        negatives: draws a step, beside the in-batch negatives.
+        negative_popularity: exponent of the items' training clicks by which they are drawn; 0 is uniform over the catalogue.
         log_q: correct scores for the sampling probabilities.
         unknown_rate: share of items and users made unknown while training.
         selection_users: validation users on which the best epoch is chosen; 0 takes all.
@@ -61,6 +66,7 @@ class RetrievalConfig:
     train: TrainConfig
     events_per_batch: int = 4096
     negatives: int = 512
+    negative_popularity: float = 0.0
     log_q: bool = True
     unknown_rate: float = 0.01
     selection_users: int = 5000

@@ -15,7 +15,7 @@ from tenrec_jax.data.batches import (
 )
 from tenrec_jax.data.interactions import Interactions, open_table
 from tenrec_jax.data.protocols import Part, Split, make_split
-from tenrec_jax.data.sampling import NegativeSampler
+from tenrec_jax.data.sampling import NegativeSampler, PopularItems, UniformItems
 from tenrec_jax.data.spectral import spectral_item_vectors
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.baselines import TrainCounts, item_rate, train_counts, user_rate
@@ -44,7 +44,9 @@ class RunData:
     @cached_property
     def split(self) -> Split:
         """Which rows train, validate and test."""
-        return make_split(self._config.data.protocol, self.table)
+        config = self._config.data
+        file = Path(config.split_file) if config.split_file else None
+        return make_split(config.protocol, self.table, seed=config.split_seed, file=file)
 
     @cached_property
     def trained(self) -> TrainVocabulary:
@@ -86,12 +88,14 @@ class RunData:
             raise UserError(
                 "The training rows hold no click, so there is nothing to retrieve. Check the log and the protocol."
             )
+        alpha = config.negative_popularity
+        items = PopularItems(clicks_N1, alpha) if alpha else UniformItems.of_catalogue(self.trained)
         return RetrievalTask(
             config.model,
             self.vocabulary,
             batches=self._training_batches(config),
-            negatives=NegativeSampler(self.trained, config.negatives, self._config.seed),
-            click_probability=(clicks_N1 / clicks_N1.sum()).astype(np.float32),
+            negatives=NegativeSampler(items, config.negatives, self._config.seed),
+            in_batch=PopularItems(clicks_N1, 1.0),
             category=table.items.category,
             log_q=config.log_q,
             item_start=self._item_start(config),
@@ -122,7 +126,7 @@ class RunData:
         )
 
     def retrieval_evaluator(self, part: Part, max_users: int) -> RetrievalEvaluator:
-        """Ranks the clicks of `part` for users who have seen the parts before it.
+        """Ranks the clicks of `part` for users who have seen the parts before it; in an unordered split, all their training rows.
 
         Raises:
             UserError: the part holds no click.
@@ -136,7 +140,7 @@ class RunData:
         return RetrievalEvaluator(
             self.table,
             self.trained,
-            self._rows_up_to(Part(part - 1)),
+            np.flatnonzero(self.split.context_of(Part(part - 1))),
             rows,
             max_length=max_length,
             buckets=bucket_lengths(max_length),
@@ -145,7 +149,7 @@ class RunData:
         )
 
     def ranking_evaluator(self, part: Part) -> RankingEvaluator:
-        """Predicts the exposures of `part`, each from the events before it."""
+        """Predicts the exposures of `part`, each from the events before it that it may see (`Split.context_of`)."""
         config = self._config.ranking
         max_length = config.model.features.max_length
         # Half a window at a time: every scored event has at least the other half as its context, where there is one.
@@ -180,14 +184,21 @@ class RunData:
         any_order: bool = False,
     ) -> TimelineBatches:
         max_length = config.model.features.max_length
-        reader = TimelineReader(self.table, self.trained, self._rows_up_to(part))
-        windows = reader.windows(self.split.part_R == part, max_length, stride)
+        scored, context = self.split.part_R == part, self.split.context_of(part)
+        reader = TimelineReader(
+            self.table,
+            self.trained,
+            np.flatnonzero(scored | context).astype(self._row_type),
+            scored,
+            scored_seen=self.split.ordered or part == Part.TRAIN,
+        )
+        windows = reader.windows(max_length, stride)
         if not len(windows.start):
             raise UserError(f"The protocol {self.split.protocol} leaves no {part.name.lower()} rows in this log.")
         return TimelineBatches(
             reader,
             windows,
-            buckets=fitted_bucket_lengths(windows.stop - windows.start),
+            buckets=fitted_bucket_lengths(windows.stop - windows.start, config.events_per_batch, self._devices),
             events_per_batch=config.events_per_batch,
             multiple=self._devices,
             seed=seed,
@@ -195,5 +206,6 @@ class RunData:
             any_order=any_order,
         )
 
-    def _rows_up_to(self, part: Part) -> np.ndarray:
-        return np.flatnonzero((self.split.part_R >= Part.TRAIN) & (self.split.part_R <= part))
+    @property
+    def _row_type(self) -> type[np.integer]:
+        return np.int32 if self.table.num_rows < 2**31 else np.int64

@@ -8,8 +8,9 @@ Array = Any  # NumPy on the host, JAX within a step
 class Timeline(NamedTuple):
     """Users and their events in time order, padding at the end.
 
-    Shapes: user, gender, age [B]; item, category [B, T]; action [B, T, A] with the labels 0/1; mask [B, T], True on real events.
-    Ids are dense; 0 is unknown or padding.
+    Shapes: user, gender, age [B]; item, category [B, T]; action [B, T, A] with the labels 0/1; mask [B, T], True on events that later
+    ones see. Besides padding, it is False on events that are predicted but held out from the others. Ids are dense; 0 is unknown or
+    padding.
     """
 
     user: Array

@@ -18,6 +18,10 @@ def get_config() -> ConfigDict:
     for stage in (config.retrieval, config.ranking):
         stage.events_per_batch = 2048
         stage.train.optimizer.learning_rate = 2e-3
+        # So small a log is soon learned by heart: start the items from who was shown what, and move them slowly.
+        stage.model.features.item_start = "spectral"
+        stage.train.optimizer.table_rate = 0.1
+    config.retrieval.model.item_bias = True
     config.ranking.pairwise_weight = 1.0
     config.ranking.train.average_decay = 0.98
     return config

@@ -1,33 +1,218 @@
-"""Negatives for retrieval, with the probabilities that correct for how they were drawn."""
+"""Negatives with the exact probabilities they were drawn with. Every draw is a pure function of (seed, step)."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from tenrec_jax.data.batches import TrainVocabulary
+from tenrec_jax.data.interactions import Interactions
+from tenrec_jax.data.protocols import Part, Split
+from tenrec_jax.data.row_blocks import row_blocks
+from tenrec_jax.errors import UserError
+
+_CHUNK = 512  # rows of a batch that share a generator: whatever part of a batch is asked for, its draws are the same
+_MULTIPLIERS = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)
 
 
-@dataclass(frozen=True)
-class NegativeSampler:
-    """Uniform draws over the catalogue, shared by all queries of a step; a pure function of (seed, step).
+class ItemSampler(Protocol):
+    """Independent draws of item ids."""
 
-    Attributes:
-        vocabulary: raw draws are mapped to it, so that all unknown items together stand as item 0.
-        count: draws a step.
-        seed: of the draws.
+    @property
+    def probability(self) -> np.ndarray:
+        """Probability of each id at one draw, float64 [N + 1]; sums to 1."""
+
+    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Item ids of that shape, int32, with replacement."""
+
+
+@dataclass(frozen=True, eq=False)
+class UniformItems:
+    """Every entry of `choices` is equally likely; int32 ids, in which an id may stand more than once."""
+
+    choices: np.ndarray
+    size: int
+
+    @classmethod
+    def of_catalogue(cls, vocabulary: TrainVocabulary) -> "UniformItems":
+        """Uniform over the catalogue; all items that training does not know stand together as item 0."""
+        return cls(vocabulary.item[1:], len(vocabulary.item))
+
+    @classmethod
+    def of_trained(cls, vocabulary: TrainVocabulary) -> "UniformItems":
+        """Uniform over the items that training rows mention."""
+        return cls(vocabulary.item[vocabulary.item > 0], len(vocabulary.item))
+
+    @property
+    def probability(self) -> np.ndarray:
+        return np.bincount(self.choices, minlength=self.size) / len(self.choices)
+
+    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return np.take(self.choices, generator.integers(0, len(self.choices), shape, np.int32))
+
+
+class PopularItems:
+    """Item i with probability c_i^alpha / sum_j c_j^alpha over the items with c > 0; alpha = 1 is how in-batch items come about.
+
+    Args:
+        counts_N1: training clicks c of each item, [N + 1].
+        alpha: 0.75 is word2vec's (Mikolov et al., 2013).
+
+    Raises:
+        UserError: no item has a count, or alpha is not finite.
     """
 
-    vocabulary: TrainVocabulary
+    def __init__(self, counts_N1: np.ndarray, alpha: float) -> None:
+        if not np.isfinite(alpha) or not counts_N1.any():
+            raise UserError(f"Popularity needs items with clicks and a finite exponent; it is {alpha}.")
+        weight_N1 = np.power(counts_N1, alpha, where=counts_N1 > 0, out=np.zeros(len(counts_N1)))
+        self.probability = weight_N1 / weight_N1.sum()
+        self._items = np.flatnonzero(self.probability).astype(np.int32)
+        self._cumulated = np.cumsum(self.probability[self._items])
+        # Rounding leaves the last sum a little off 1; a draw in [0, 1) must always fall below it.
+        self._cumulated[-1] = 1.0
+
+    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return self._items[np.searchsorted(self._cumulated, generator.random(shape), side="right")]
+
+
+@dataclass(frozen=True, eq=False)
+class NegativeSampler:
+    """Negatives that all queries of a step share.
+
+    Attributes:
+        items: where they are drawn from. count: draws a step. seed: of the draws.
+    """
+
+    items: ItemSampler
     count: int
     seed: int
 
     def draw(self, step: int) -> np.ndarray:
-        """Item ids [count], int32, with replacement."""
-        generator = np.random.default_rng((self.seed, step, 2))
-        item = generator.integers(1, len(self.vocabulary.item), self.count)
-        return self.vocabulary.item[item]
+        """Item ids [count], int32."""
+        return self.items.draw(np.random.default_rng((self.seed, step, 2)), (self.count,))
 
-    def probability(self) -> np.ndarray:
-        """Probability of each item id at one draw, float32 [N + 1]."""
-        counts = np.bincount(self.vocabulary.item[1:], minlength=len(self.vocabulary.item))
-        return (counts / counts.sum()).astype(np.float32)
+
+class UserPositives:
+    """The items that each user clicked in training rows; exact.
+
+    Sorted pairs decide. Before them stands a Bloom filter: each user has a bitmap of 64 to 128 bits a click, with bits set at two hashes
+    of each item. An item of which a bit is not set is none of the user's; the second is looked at where the first is set, and one item
+    in a thousand reaches the sorted pairs in vain. A row's probes fall into its user's few bytes, so they stay in the cache. Pairs and
+    bitmaps together take 16 to 24 bytes a pair.
+    """
+
+    def __init__(self, table: Interactions, split: Split) -> None:
+        self.num_users, self._items = table.num_users, table.num_items + 1
+        click, keys = table.actions.index("click"), [np.zeros(0, np.int64)]
+        for rows in row_blocks(table.num_rows):
+            clicked = (split.part_R[rows] == Part.TRAIN) & (table.labels_RA[rows, click] > 0)
+            keys.append(table.user_R[rows][clicked].astype(np.int64) * self._items + table.item_R[rows][clicked])
+        self._pairs = np.unique(np.concatenate(keys))
+        pairs_U = np.bincount(self.user, minlength=self.num_users + 1)
+        log_bits_U = 6 + np.ceil(np.log2(np.maximum(pairs_U, 1))).astype(np.uint32)
+        self._shift_U = np.uint32(32) - log_bits_U
+        bytes_U = np.int64(1) << (log_bits_U.astype(np.int64) - 3)
+        self._first_byte_U = np.cumsum(bytes_U) - bytes_U
+        self._bitmap = np.zeros(bytes_U.sum(), np.uint8)
+        for multiplier in _MULTIPLIERS:
+            byte, bit = self._place(self.user, self.item, multiplier)
+            np.bitwise_or.at(self._bitmap, byte, np.left_shift(1, bit, dtype=np.uint8))
+
+    @property
+    def user(self) -> np.ndarray:
+        """User of each pair, ascending, int64 [P]."""
+        return self._pairs // self._items
+
+    @property
+    def item(self) -> np.ndarray:
+        """Item of each pair, int64 [P]."""
+        return self._pairs % self._items
+
+    def hits(self, user_B: np.ndarray, item_BC: np.ndarray) -> np.ndarray:
+        """Places in the flattened [B, C] at which the item is one of the user's, ascending."""
+        first, second = _MULTIPLIERS
+        place = np.flatnonzero(self._is_set(user_B[:, None], item_BC, first))
+        user, item = user_B[place // item_BC.shape[1]], item_BC.reshape(-1)[place]
+        kept = self._is_set(user, item, second)
+        place, user, item = place[kept], user[kept], item[kept]
+        return place[self.contains(user, item)]
+
+    def contains(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """Whether each item is one of its user's, bool of the arguments' shape."""
+        key = user.astype(np.int64) * self._items + item
+        place = np.searchsorted(self._pairs, key)
+        return self._pairs.take(place, mode="clip") == key if len(self._pairs) else np.zeros(key.shape, bool)
+
+    def _is_set(self, user: np.ndarray, item: np.ndarray, multiplier: np.uint32) -> np.ndarray:
+        byte, bit = self._place(user, item, multiplier)
+        return ((np.take(self._bitmap, byte, mode="clip") >> bit) & 1).view(bool)
+
+    def _place(self, user: np.ndarray, item: np.ndarray, multiplier: np.uint32) -> tuple[np.ndarray, np.ndarray]:
+        """The byte, and the bit in it."""
+        # Multiplicative hashing (Knuth): the product wraps around, and its high bits are the well-mixed ones.
+        hashed = item.astype(np.uint32) * multiplier
+        hashed >>= self._shift_U[user]
+        return (hashed >> np.uint32(3)) + self._first_byte_U[user], hashed.astype(np.uint8) & np.uint8(7)
+
+
+class ExcludingSampler:
+    """Negatives of each row, none of which its user clicked in training rows.
+
+    Draws that hit a positive are drawn again, which gives the truncated distribution exactly: with p the sampler's probabilities and
+    Z_u = sum of p_j over the items j that user u clicked,
+
+        log P(i | u) = log p_i - log(1 - Z_u)   for the other items, and -inf for those.
+
+    Args:
+        items: where they are drawn from. positives: what to leave out. count: draws a row. seed: of the draws.
+    """
+
+    def __init__(self, items: ItemSampler, positives: UserPositives, *, count: int, seed: int) -> None:
+        self._items, self._positives, self._count, self._seed = items, positives, count, seed
+        probability, users = items.probability, positives.num_users + 1
+        self._mass_U = np.bincount(positives.user, probability[positives.item], users)
+        drawable = probability > 0
+        self._exhausted_U = np.bincount(positives.user[drawable[positives.item]], minlength=users) == drawable.sum()
+
+    def draw(self, step: int, user_B: np.ndarray, rows: slice | None = None) -> np.ndarray:
+        """Negatives of the rows of a batch.
+
+        Args:
+            step: of training.
+            user_B: dense users of the whole batch.
+            rows: the rows wanted, all by default. What a row gets does not depend on it.
+
+        Returns:
+            Item ids, int32 [rows, count].
+
+        Raises:
+            UserError: a user clicked every item that can be drawn.
+        """
+        start, stop, _ = (rows or slice(None)).indices(len(user_B))
+        first = start // _CHUNK * _CHUNK
+        drawn = np.empty((max(0, stop - first), self._count), np.int32)
+        for begin in range(first, stop, _CHUNK):
+            # To the chunk's end, even if the rows wanted end before: later rows take part in the draws.
+            chunk = self._chunk(step, begin // _CHUNK, user_B[begin : begin + _CHUNK])
+            drawn[begin - first : begin - first + _CHUNK] = chunk[: stop - begin]
+        return drawn[start - first :]
+
+    def log_probability(self, user_B: np.ndarray, item_BC: np.ndarray) -> np.ndarray:
+        """The log-probability of each item for its user at one draw, float64 [B, C]."""
+        with np.errstate(divide="ignore"):  # items that are never drawn have log 0 = -inf
+            log_p_BC = np.log(self._items.probability)[item_BC]
+        log_p_BC -= np.log1p(-self._mass_U[user_B])[:, None]
+        return np.where(self._positives.contains(user_B[:, None], item_BC), -np.inf, log_p_BC)
+
+    def _chunk(self, step: int, chunk: int, user_B: np.ndarray) -> np.ndarray:
+        if self._exhausted_U[user_B].any():
+            user = int(user_B[self._exhausted_U[user_B]][0])
+            raise UserError(f"Dense user {user} clicked every item that can be drawn, so there is no negative to draw.")
+        generator = np.random.Generator(np.random.SFC64((self._seed, step, chunk, 4)))
+        item_BC = self._items.draw(generator, (len(user_B), self._count))
+        item, place = item_BC.reshape(-1), self._positives.hits(user_B, item_BC)
+        while len(place):
+            item[place] = self._items.draw(generator, place.shape)
+            place = place[self._positives.contains(user_B[place // self._count], item[place])]
+        return item_BC

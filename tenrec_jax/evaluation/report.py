@@ -14,7 +14,7 @@ from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.figures import Estimate, can_draw, interval_plot, learning_curve, recall_curve
 from tenrec_jax.evaluation.page import bullets, document, facts, folded, heading, paragraph, table
 from tenrec_jax.files import read_json, write_text
-from tenrec_jax.training.metrics_writer import read_metrics
+from tenrec_jax.training.metrics_writer import DATA_WAIT_SHARE, read_metrics
 
 HEADLINE = ("recall@10", "ndcg@10", "hit@1", "mrr")
 RANKING_METRICS = ("auc", "gauc", "log_loss", "ece", "pcoc")
@@ -211,7 +211,10 @@ def _learning(run: Run) -> str:
             [f"{stage} {key}", f"{(last := max(curve)):,}", _number(curve[last])] for key, curve in metrics.items()
         ]
         for title, chosen in (
-            ("loss", {key: curve for key, curve in metrics.items() if not key.startswith("validation/")}),
+            (
+                "loss",
+                {key: curve for key, curve in metrics.items() if not key.startswith(("validation/", DATA_WAIT_SHARE))},
+            ),
             ("validation metrics", {key: curve for key, curve in metrics.items() if key.startswith("validation/")}),
         ):
             if chosen:

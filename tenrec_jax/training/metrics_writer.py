@@ -7,6 +7,10 @@ from typing import Any
 import tensorboardX
 from tqdm import tqdm
 
+# Since the stage's last line, the share of the time in which no step ran because the next batch was not assembled. An upper bound: a wait
+# counts in full if the step before has ended by its end.
+DATA_WAIT_SHARE = "data_wait_share"
+
 
 class MetricsWriter:
     """Appends the metrics of one stage to `metrics.jsonl` and to TensorBoard.

@@ -17,8 +17,8 @@ class OptimizerConfig:
         warmup_steps: steps of linear warm-up.
         schedule: "constant" after the warm-up, or "cosine" down to a hundredth of the peak.
         weight_decay: decoupled, on the matrices of dense layers.
-        table_rate: learning rate of the embedding tables, biases excepted, as a share of `learning_rate`. Adam moves a row met once as far as one met often;
-            a small share keeps a small log from being learned by heart.
+        table_rate: learning rate of the embedding tables, biases excepted, as a share of `learning_rate`. Adam moves a row met once as
+            far as one met often; a small share keeps a small log from being learned by heart.
         b2: second-moment decay.
         clip_norm: global norm to which gradients are clipped; 0 is off.
     """

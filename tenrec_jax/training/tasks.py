@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from tenrec_jax.data.batches import TimelineBatches
-from tenrec_jax.data.sampling import NegativeSampler
+from tenrec_jax.data.sampling import ItemSampler, NegativeSampler
 from tenrec_jax.models.features import ItemFeatures, Vocabulary
 from tenrec_jax.models.losses import action_losses, pairwise_losses, sampled_softmax
 from tenrec_jax.models.ranker import Ranker, RankerConfig
@@ -29,7 +29,7 @@ class ScoredTimelines(NamedTuple):
 
 
 class RetrievalShared(NamedTuple):
-    """Uniform negatives of a step: ids and categories [N]."""
+    """The drawn negatives of a step: ids and categories [N]."""
 
     item: np.ndarray
     category: np.ndarray
@@ -38,12 +38,12 @@ class RetrievalShared(NamedTuple):
 class RetrievalTask:
     """Predict the next clicked item after every event.
 
-    The negatives of a query are the clicked items of the whole batch, over all devices, and uniform draws.
+    The negatives of a query are the clicked items of the whole batch, over all devices, and draws that all queries share.
 
     Args:
         config: of the model. vocabulary: table sizes.
-        batches: training timelines. negatives: the uniform sampler.
-        click_probability: share of each item id among the scored clicks of the training rows, float32 [N + 1].
+        batches: training timelines. negatives: the draws.
+        in_batch: how the clicked items of a batch are distributed.
         category: of each item, int32 [N + 1].
         log_q: correct the scores of negatives for how often they are drawn.
         item_start: embeddings [N + 1, D] from which the items' start; None draws them.
@@ -59,7 +59,7 @@ class RetrievalTask:
         *,
         batches: TimelineBatches,
         negatives: NegativeSampler,
-        click_probability: np.ndarray,
+        in_batch: ItemSampler,
         category: np.ndarray,
         log_q: bool,
         item_start: np.ndarray | None,
@@ -69,8 +69,8 @@ class RetrievalTask:
         self._make = lambda key: TwoTower(config, vocabulary, rngs=nnx.Rngs(key))
         self.graphdef = nnx.split(nnx.eval_shape(lambda: self._make(0)))[0]
         self._batches, self._negatives, self._category, self._log_q = batches, negatives, category, log_q
-        self._click_probability = jnp.asarray(click_probability)
-        self._uniform_probability = jnp.asarray(negatives.probability())
+        self._in_batch_probability = jnp.asarray(in_batch.probability, jnp.float32)
+        self._drawn_probability = jnp.asarray(negatives.items.probability, jnp.float32)
         self.steps_per_epoch = batches.steps_per_epoch
         self.evaluate = evaluate
 
@@ -79,7 +79,8 @@ class RetrievalTask:
         _start_items(model.items, self._item_start)
         if model.item_bias is not None:
             # One click more for every item: those never clicked start below all others, but not at minus infinity.
-            share_N1 = self._click_probability + self._click_probability[self._click_probability > 0].min()
+            click_N1 = self._in_batch_probability
+            share_N1 = click_N1 + click_N1[click_N1 > 0].min()
             model.item_bias.embedding[...] = jnp.log(share_N1 / share_N1.sum())[:, None]
         return nnx.split(model)[1]
 
@@ -106,10 +107,10 @@ class RetrievalTask:
         total = sampled_softmax(query_PD, positive_PD, item_P, negative_ND, negative_id_N, log_expected_N, counts_P)
         return LossSum(total, counts_P.sum())
 
-    def _log_expected(self, item_N: jax.Array, in_batch: jax.Array, uniform: int) -> jax.Array:
+    def _log_expected(self, item_N: jax.Array, in_batch: jax.Array, drawn: int) -> jax.Array:
         if not self._log_q:
             return jnp.zeros(item_N.shape)
-        expected_N = in_batch * self._click_probability[item_N] + uniform * self._uniform_probability[item_N]
+        expected_N = in_batch * self._in_batch_probability[item_N] + drawn * self._drawn_probability[item_N]
         return jnp.log(expected_N)
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from tenrec_jax.training.checkpoints import Checkpoints, Progress
-from tenrec_jax.training.metrics_writer import MetricsWriter, progress_bar
+from tenrec_jax.training.metrics_writer import DATA_WAIT_SHARE, MetricsWriter, progress_bar
 from tenrec_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel
 
@@ -124,15 +124,22 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
     writer = MetricsWriter(workdir, task.name, resume_from=progress.step)
     bar = progress_bar(steps, f"train {task.name}", initial=progress.step)
     evaluate_every = config.evaluate_every * task.steps_per_epoch
-    previous = None
-    for step, batch in _prefetched(task, parallel, progress.step, steps):
+    previous, waited, since = None, 0.0, time.perf_counter()
+    for step, batch, blocked in _prefetched(task, parallel, progress.step, steps):
         if _stopped_early(config, progress):
             break
+        # A batch that comes while the step before still runs has kept nobody waiting.
+        if previous is None or previous.is_ready():
+            waited += blocked
         replicated, loss = step_fn(replicated, batch.split, batch.shared, jax.random.fold_in(dropout_key, step))
         # The loss of the step before is read after this one is dispatched: the device never waits for the host.
         if previous is not None and step % LOG_EVERY == 0:
-            writer.write(step, {"loss": float(previous[0])})
-            bar.set_postfix(loss=f"{float(previous[0]):.4f}", best=f"{progress.best_value:.4f}", refresh=False)
+            loss_before, share = float(previous[0]), waited / (time.perf_counter() - since)
+            writer.write(step, {"loss": loss_before, DATA_WAIT_SHARE: share})
+            bar.set_postfix(
+                loss=f"{loss_before:.4f}", best=f"{progress.best_value:.4f}", wait=f"{share:.0%}", refresh=False
+            )
+            waited, since = 0.0, time.perf_counter()
         previous = loss
         bar.update()
         done = step + 1
@@ -148,6 +155,7 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
                 evaluations_since_best=0 if better else progress.evaluations_since_best + 1,
             )
             checkpoints.save(state, progress, value)
+            waited, since = 0.0, time.perf_counter()
     bar.close()
     writer.close()
     checkpoints.close()
@@ -177,8 +185,8 @@ def compile_step(
     return parallel.compile(step, broadcast=(2, 3))
 
 
-def _prefetched(task: Task, parallel: DataParallel, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
-    """Batches of the steps [start, stop), each assembled while the step before it runs."""
+def _prefetched(task: Task, parallel: DataParallel, start: int, stop: int) -> Iterator[tuple[int, Batch, float]]:
+    """Steps [start, stop) with their batches, each assembled while the step before it runs, and the seconds waited for it."""
 
     def load(step: int) -> Batch:
         batch = task.batch(step)
@@ -189,7 +197,9 @@ def _prefetched(task: Task, parallel: DataParallel, start: int, stop: int) -> It
         for step in range(start, stop):
             while len(ahead) < min(2, stop - step):
                 ahead.append(pool.submit(load, step + len(ahead)))
-            yield step, ahead.popleft().result()
+            began = time.perf_counter()
+            batch = ahead.popleft().result()
+            yield step, batch, time.perf_counter() - began
 
 
 def _stopped_early(config: TrainConfig, progress: Progress) -> bool:
