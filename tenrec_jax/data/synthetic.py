@@ -92,7 +92,7 @@ def write_twin(path: Path, *, kind: str, rows: int, seed: int, progress: bool = 
     recipe, header, truth = recipe_of(kind), kind_named(kind).header, path.with_suffix(".truth.parquet")
     rng = np.random.default_rng([seed, rows, 0])
     catalogue = draw_catalogue(recipe.popularity, max(rows, SMALLEST_LOG), recipe.item_bias, rng)
-    intercepts = [solve_intercepts(catalogue, recipe, crowd, rng) for crowd in recipe.crowds]
+    intercepts = [solve_intercepts(catalogue, recipe, crowd, rows, rng) for crowd in recipe.crowds]
     ids = _Ids(catalogue.topic_N.size)
     users = clicks = 0
     path.parent.mkdir(parents=True, exist_ok=True)

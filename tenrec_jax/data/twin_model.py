@@ -32,7 +32,7 @@ CATEGORY_MISSING, CATEGORY_ONE = 0.0132, 0.457
 GENDER = np.array([0.1880, 0.5801, 0.2319])
 AGE = np.array([0.1861, 0.0198, 0.4915, 0.2124, 0.0660, 0.0179, 0.0055, 0.0008])
 STRATA = 32
-_QUANTILE_STEPS = 4_000
+_QUANTILE_STEPS = 1_000
 
 
 class Catalogue(NamedTuple):
@@ -93,7 +93,9 @@ def draw_catalogue(law: Popularity, rows: int, item_bias: float, rng: np.random.
 
 
 def draw_popularity(law: Popularity, rows: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Normal quantiles and weights of the items of a log of so many rows, both [N], in no order.
+    """Normal quantiles and weights of the items of a log of so many rows, both [N], in random order.
+
+    Places in the order of popularity are spread evenly, so that all seeds have nearly the same concentration.
 
     Items expected on fewer than `law.rarest` rows stand for several each, so that N grows with what is seen of the
     catalogue and not with the catalogue.
@@ -108,11 +110,10 @@ def draw_popularity(law: Popularity, rows: int, rng: np.random.Generator) -> tup
     rare = weight / above[0] * rows < law.rarest
     first = int(rare.sum())
     drawn = max(round(items * np.exp(-depth[first])), 1)
-    quantile_N = upper_normal(depth[first] + rng.exponential(size=drawn))
-    if first == 0:
-        return quantile_N, _weight(law, quantile_N)
-    stand_ins = round((above[0] - above[first]) / weight[first])
-    quantile_N = np.concatenate([quantile_N, np.full(stand_ins, quantile[first])])
+    quantile_N = upper_normal(depth[first] - np.log(_spread(drawn, rng)))
+    if first:
+        stand_ins = round((above[0] - above[first]) / weight[first])
+        quantile_N = rng.permutation(np.concatenate([quantile_N, np.full(stand_ins, quantile[first])]))
     return quantile_N, _weight(law, quantile_N)
 
 
@@ -126,7 +127,7 @@ def draw_population(
     catalogue: Catalogue, crowd: Crowd, count: int, rng: np.random.Generator, *, extra_rows: int = 0
 ) -> Population:
     """Draws `count` users of a crowd, each with `extra_rows` exposures more than its law says."""
-    normal_U = rng.normal(size=count)
+    normal_U = upper_normal(-np.log(_spread(count, rng)))
     bend_U = crowd.length_bend * np.maximum(normal_U, 0) ** 2
     length_U = np.rint(crowd.length_median * np.exp(crowd.length_spread * normal_U - bend_U))
     length_U = np.clip(length_U, 1, crowd.length_cap).astype(np.int64) + extra_rows
@@ -152,8 +153,13 @@ def _spread_normal(length_U: Ints, rng: np.random.Generator) -> Floats:
     place_U = np.empty(length_U.size)
     for start in range(0, length_U.size, STRATA):
         block = order[start : start + STRATA]
-        place_U[block] = (rng.permutation(block.size) + rng.random(block.size)) / block.size
+        place_U[block] = _spread(block.size, rng)
     return upper_normal(-np.log(place_U))
+
+
+def _spread(count: int, rng: np.random.Generator) -> Floats:
+    """Uniform numbers in (0, 1], one in each of `count` equal intervals, in random order."""
+    return (rng.permutation(count) + 1 - rng.random(count)) / count
 
 
 def _least_bias(crowd: Crowd, length_U: Ints) -> Floats:

@@ -42,7 +42,7 @@ RECENT_ARM, POPULAR_ARM = 0.4, 0.35
 # How often an item that the user has seen is drawn again: from the topic, then by popularity from the whole catalogue, then evenly from it.
 TOPIC_TRIES, POPULAR_TRIES, EVEN_TRIES = 2, 3, 2
 ACTION_MATCH = np.array([0.8, 0.5, 0.7])  # of like, share, follow
-PILOT_USERS, PILOT_ROWS, PILOT_QUANTILES = 768, 1_000, 1_000
+PILOT_USERS, PILOT_ROWS, PILOT_QUANTILES = (64, 1_024), (200, 1_000), 1_000
 SAME_AGAIN = 0.33  # share of the repeated reactions that are watched exactly as often as before
 
 
@@ -101,15 +101,21 @@ def simulate(
     return Exposures(user_R, item_R, logit_R, match_R, click_R)
 
 
-def solve_intercepts(catalogue: Catalogue, recipe: Recipe, crowd: Crowd, rng: np.random.Generator) -> Intercepts:
-    """The intercepts that bring the rates of a pilot simulation (768 users of the crowd, at most 1,000 rows each) to its rates."""
-    users, rates = draw_population(catalogue, crowd, PILOT_USERS, rng), crowd.rates
-    users = users._replace(length_U=np.minimum(users.length_U, PILOT_ROWS))
+def solve_intercepts(
+    catalogue: Catalogue, recipe: Recipe, crowd: Crowd, rows: int, rng: np.random.Generator
+) -> Intercepts:
+    """The intercepts that bring the rates of pilot simulations to the crowd's; `rows` are those of the log to be written.
+
+    A pilot has at most 1,024 users, about as many as the log if that has fewer, and at most 1,000 rows a user.
+    """
+    rates, count = crowd.rates, round(np.clip(rows * crowd.share / crowd.mean_rows, *PILOT_USERS))
+    users = draw_population(catalogue, crowd, count, rng)
     normal = np.array([NormalDist().inv_cdf((k + 0.5) / PILOT_QUANTILES) for k in range(PILOT_QUANTILES)])
-    # The exposures depend on the clicks. This beginning is near enough for two rounds.
+    # The exposures depend on the clicks. From this beginning a short pilot and a long one are near enough.
     click = float(np.log(rates.click / (1 - rates.click))) - 1.3
-    for _ in range(2):
-        pilot = simulate(catalogue, users, recipe, click, np.random.default_rng(rng.integers(2**63)))
+    for most in PILOT_ROWS:
+        played = users._replace(length_U=np.minimum(users.length_U, most))
+        pilot = simulate(catalogue, played, recipe, click, np.random.default_rng(rng.integers(2**63)))
         click += _solve(rates.click, pilot.logit_R)
     action_A2 = np.empty((ACTION_MATCH.size, 2))
     for clicked, targets in enumerate((rates.without_click, rates.given_click)):

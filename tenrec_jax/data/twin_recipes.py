@@ -141,7 +141,7 @@ def _qb_video() -> Recipe:
     )
     return Recipe(
         crowds=(head, tail),
-        popularity=Popularity(items=0.1, miniature=True, slope=4.3, bend=0.14, rarest=0.0),
+        popularity=Popularity(items=0.1, miniature=True, slope=4.15, bend=0.14, rarest=0.0),
         watching=Watching(glance=(0.20, 0.92, 0.98), stay=(), stay_mean=2.4, liked_mean=2.5),
         item_bias=1.06,
         waning=0.0,
@@ -153,7 +153,7 @@ def _qb_video() -> Recipe:
 def _ctr_1m() -> Recipe:
     users = Crowd(
         share=1.0,
-        rates=Rates(0.294, (0.0435, 0.0048, 0.0034), (0.0113, 0.0012, 0.0009)),
+        rates=Rates(0.296, (0.0435, 0.0048, 0.0034), (0.0113, 0.0012, 0.0009)),
         length_median=82.0,
         length_spread=0.9975,
         length_bend=0.0641,
@@ -165,7 +165,7 @@ def _ctr_1m() -> Recipe:
     )
     return Recipe(
         crowds=(users,),
-        popularity=Popularity(items=23_333_000, miniature=False, slope=6.4, bend=0.44, rarest=0.25),
+        popularity=Popularity(items=23_333_000, miniature=False, slope=6.1, bend=0.452, rarest=0.25),
         watching=Watching(
             glance=(0.4367, 0.9927), stay=(0.639, 0.918, 0.9708, 0.9877, 0.9933), stay_mean=2.5, liked_mean=2.5
         ),
