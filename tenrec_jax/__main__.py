@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 from tenrec_jax import __version__
-from tenrec_jax.data.ingest import ingest
+from tenrec_jax.data.ingest import DUPLICATES, IngestOptions, ingest
+from tenrec_jax.data.interactions import RawId
 from tenrec_jax.data.leakage import DEFAULT_ALARM
-from tenrec_jax.data.schema import KINDS, TWIN_KINDS
+from tenrec_jax.data.logs import KIND_NAMES, parse_columns
+from tenrec_jax.data.quarantine import FILE as QUARANTINE_FILE
+from tenrec_jax.data.schema import TWIN_KINDS
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.report import write_report
@@ -20,6 +23,7 @@ from tenrec_jax.recommender import Recommendations, Recommender
 EXAMPLES = """examples:
   tenrec-jax synth --kind qb_video --rows 300000 --seed 0 --out twin.csv
   tenrec-jax ingest twin.csv --kind qb_video --out table
+  tenrec-jax ingest my.csv.gz --kind custom --columns '{"user": "uid", "item": "vid", "click": "watched"}' --out table2
   tenrec-jax stats table
   tenrec-jax recommend --recommender runs/quickstart/recommender --user 1 --k 10
   tenrec-jax recommend --recommender runs/quickstart/recommender --history 12,7,99 --json
@@ -66,9 +70,33 @@ def _parser() -> argparse.ArgumentParser:
     synth.set_defaults(run=_synth)
 
     table = commands.add_parser("ingest", help="validate a log and turn it into a table")
-    table.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="files of the log")
-    table.add_argument("--kind", choices=KINDS, required=True, help="format of the log")
+    table.add_argument(
+        "sources",
+        type=Path,
+        nargs="+",
+        metavar="SOURCE",
+        help="files of the log, in order: text (also .gz, .zst), Parquet files or folders of them; for movielens its folder or zip",
+    )
+    table.add_argument("--kind", choices=KIND_NAMES, required=True, help="format of the log")
     table.add_argument("--out", type=Path, required=True, help="folder to write")
+    table.add_argument(
+        "--columns",
+        metavar="MAP",
+        help="for --kind custom: which column stands for what, as JSON or the name of a JSON file, for example "
+        '\'{"user": "uid", "item": "vid", "click": "watched", "time": "at"}\'; also like, share, follow, gender, age, category',
+    )
+    table.add_argument(
+        "--duplicates",
+        choices=DUPLICATES,
+        default="keep",
+        help="what to do with rows that equal an earlier one in every column (default: %(default)s)",
+    )
+    table.add_argument(
+        "--max_bad_fraction",
+        type=float,
+        default=0.0,
+        help="share of damaged rows up to which they are left out and listed in quarantine.csv (default: none may be)",
+    )
     table.set_defaults(run=_ingest)
 
     _add_stats(commands)
@@ -129,24 +157,48 @@ def _synth(options: argparse.Namespace) -> None:
 
 
 def _ingest(options: argparse.Namespace) -> None:
-    manifest = ingest(options.sources, options.kind, options.out)
+    how = IngestOptions(_columns(options.columns), options.duplicates, options.max_bad_fraction)
+    manifest = ingest(options.sources, options.kind, options.out, how)
     done = "written" if manifest.is_new else "holds these sources already, nothing to do"
     print(f"{options.out}: {done}; {json.dumps(dict(manifest.counts))}")
+    for note in manifest.notes:
+        print(f"note: {note}")
+    if manifest.counts["bad_rows"]:
+        print(f"note: {manifest.counts['bad_rows']:,} bad rows were left out; see {options.out / QUARANTINE_FILE}")
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    """The mapping that --columns gives, itself or in a file."""
+    if text is None:
+        return None
+    if text.lstrip().startswith("{"):
+        return parse_columns(text, "--columns")
+    try:
+        return parse_columns(Path(text).read_text(encoding="utf-8"), text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--columns: {text} cannot be read: {error}") from error
 
 
 def _recommend(options: argparse.Namespace) -> None:
     recommender = Recommender.load(options.recommender)
+    users_are_text, items_are_text = recommender.ids_are_text
     if options.user is not None:
         answer = recommender.recommend(
-            user_id=_id(options.user, "--user"), k=options.k, exclude_seen=not options.include_seen
+            user_id=_id(options.user, "--user", is_text=users_are_text),
+            k=options.k,
+            exclude_seen=not options.include_seen,
         )
     else:
-        history = [_id(item, "--history") for item in options.history.split(",") if item.strip()]
+        history = [
+            _id(item, "--history", is_text=items_are_text) for item in options.history.split(",") if item.strip()
+        ]
         answer = recommender.recommend(history=history, k=options.k, exclude_seen=not options.include_seen)
     print(json.dumps(dataclasses.asdict(answer)) if options.json else _table(answer, options.k))
 
 
-def _id(text: str, flag: str) -> int:
+def _id(text: str, flag: str, *, is_text: bool) -> RawId:
+    if is_text:
+        return text
     try:
         return int(text)
     except ValueError:

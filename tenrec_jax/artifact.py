@@ -44,8 +44,9 @@ class Catalogue:
     """What the recommender knows of users and items. Arrays are indexed by dense id; entry 0 is the unknown one.
 
     Attributes:
-        user_id: raw ids int64 [U + 1]. gender, age: int32 [U + 1]. trained_user: int32 [U + 1], the id or 0.
-        item_id: raw ids int64 [N + 1]. category: int32 [N + 1]. trained_item: int32 [N + 1], the id or 0.
+        user_id: raw ids [U + 1], int64 or, where ids are text, str objects. item_id: likewise [N + 1].
+        gender, age: int32 [U + 1]. category: int32 [N + 1].
+        trained_user, trained_item: int32 [U + 1] and [N + 1], the id or 0.
         item, action: the events, int32 [R] and int8 [R, A], one block a user. offsets: int64 [U + 2].
     """
 

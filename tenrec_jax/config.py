@@ -26,6 +26,9 @@ class DataConfig:
 
     Attributes:
         kind: format of the source, a kind that `tenrec-jax ingest` knows.
+        columns: for kind "custom", which column stands for what, as JSON: {"user": "uid", "item": "vid", "click": "watched"}.
+        duplicates: rows that equal an earlier row of the user in every column: "keep" or "drop_exact".
+        max_bad_fraction: share of damaged rows above which the log is refused; those below it are left out and listed.
         path: the source file, folder or archive; empty makes a synthetic twin of `kind`.
         twin_rows, twin_seed: size and seed of the twin.
         protocol: named split and evaluation protocol.
@@ -33,6 +36,9 @@ class DataConfig:
 
     kind: str = "qb_video"
     path: str = ""
+    columns: str = ""
+    duplicates: Literal["keep", "drop_exact"] = "keep"
+    max_bad_fraction: float = 0.0
     twin_rows: int = 300_000
     twin_seed: int = 0
     protocol: str = "per_user_order"

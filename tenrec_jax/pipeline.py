@@ -25,8 +25,10 @@ import jax
 import numpy as np
 
 from tenrec_jax import artifact
-from tenrec_jax.config import STAGES, RunConfig
-from tenrec_jax.data.ingest import ingest
+from tenrec_jax.config import STAGES, DataConfig, RunConfig
+from tenrec_jax.data.ingest import IngestOptions, ingest
+from tenrec_jax.data.interactions import RawId
+from tenrec_jax.data.logs import parse_columns
 from tenrec_jax.data.protocols import Part
 from tenrec_jax.data.schema import TWIN_KINDS
 from tenrec_jax.data.synthetic import write_twin
@@ -104,9 +106,9 @@ class Pipeline:
         """Folder of the recommender."""
         return self.workdir / "recommender"
 
-    def example_user(self) -> int:
+    def example_user(self) -> RawId:
         """Raw id of a user of the log."""
-        return int(self._data.table.users.raw_id[1])
+        return self._data.table.users.raw_id[1:2].tolist()[0]
 
     def _run_data(self) -> None:
         config, source = self.config.data, Path(self.config.data.path)
@@ -118,7 +120,7 @@ class Pipeline:
             source = self.workdir / "source" / f"{config.kind}_twin.csv"
             if not source.exists():
                 write_twin(source, kind=config.kind, rows=config.twin_rows, seed=config.twin_seed)
-        ingest([source], config.kind, self.workdir / "table")
+        ingest([source], config.kind, self.workdir / "table", ingest_options(config))
         split = self._data.split
         record = {
             "source": source.name,
@@ -279,3 +281,13 @@ def _environment() -> dict[str, Any]:
         "command": sys.argv,
         "packages": {name: metadata.version(name) for name in PACKAGES if name in installed},
     }
+
+
+def ingest_options(config: DataConfig) -> IngestOptions:
+    """How a run's log is taken in.
+
+    Raises:
+        UserError: `columns` is not a JSON object.
+    """
+    columns = parse_columns(config.columns, "config.data.columns") if config.columns else None
+    return IngestOptions(columns, config.duplicates, config.max_bad_fraction)

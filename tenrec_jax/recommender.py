@@ -15,7 +15,7 @@ from flax import nnx
 
 from tenrec_jax import artifact
 from tenrec_jax.data.batches import bucket_lengths
-from tenrec_jax.data.interactions import RawIdIndex
+from tenrec_jax.data.interactions import RawId, RawIdIndex
 from tenrec_jax.errors import UserError
 from tenrec_jax.models.two_tower import last_queries
 from tenrec_jax.timeline import Timeline
@@ -26,13 +26,13 @@ class RecommendedItem:
     """One recommendation.
 
     Attributes:
-        item_id: raw id.
+        item_id: raw id, an integer or, where the log's ids are text, a str.
         score: what the list is ordered by: the expected worth of the actions, or the retrieval score where there is no ranker.
         retrieval_score: inner product of query and item vector.
         probabilities: of each action, by name; empty where there is no ranker.
     """
 
-    item_id: int
+    item_id: RawId
     score: float
     retrieval_score: float
     probabilities: dict[str, float]
@@ -53,7 +53,7 @@ class Recommendations:
     items: tuple[RecommendedItem, ...]
     version: str
     history_length: int
-    unknown_items: tuple[int, ...]
+    unknown_items: tuple[RawId, ...]
     seen_removed: int
     milliseconds: dict[str, float]
 
@@ -65,7 +65,7 @@ class _User:
     user: int
     item: np.ndarray
     action: np.ndarray
-    unknown_items: tuple[int, ...]
+    unknown_items: tuple[RawId, ...]
 
 
 class Recommender:
@@ -93,7 +93,7 @@ class Recommender:
 
     @property
     def user_ids(self) -> np.ndarray:
-        """Raw ids of the users in the log, int64 [U]."""
+        """Raw ids of the users in the log, int64 or str objects [U]."""
         return self._artifact.catalogue.user_id[1:]
 
     @property
@@ -104,8 +104,8 @@ class Recommender:
     def recommend(
         self,
         *,
-        user_id: int | None = None,
-        history: Sequence[int] | None = None,
+        user_id: RawId | None = None,
+        history: Sequence[RawId] | None = None,
         k: int = 20,
         exclude_seen: bool = True,
     ) -> Recommendations:
@@ -118,7 +118,7 @@ class Recommender:
             exclude_seen: leave out items in the user's events.
 
         Raises:
-            UserError: neither or both of user_id and history, an unknown user, k below 1, or a history entry that is no integer.
+            UserError: neither or both of user_id and history, an unknown user, k below 1, or an id of another type than the log's.
         """
         began = time.perf_counter()
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
@@ -147,20 +147,26 @@ class Recommender:
             milliseconds={name: 1e3 * value for name, value in seconds.items()},
         )
 
-    def _known_user(self, user_id: int | None) -> _User:
+    @property
+    def ids_are_text(self) -> tuple[bool, bool]:
+        """Whether user ids and item ids are text rather than integers."""
+        return self._artifact.catalogue.user_id.dtype == object, self._artifact.catalogue.item_id.dtype == object
+
+    def _known_user(self, user_id: RawId | None) -> _User:
         catalogue = self._artifact.catalogue
-        user = int(self._users.dense(_integer(user_id, "user_id")))
+        user = int(self._users.dense(_raw_id(user_id, "user_id", is_text=self.ids_are_text[0])))
         if user == 0:
             raise UserError(f"User {user_id} is not in the log. Give a history to recommend to somebody new.")
         rows = slice(catalogue.offsets[user], catalogue.offsets[user + 1])
         return _User(user, catalogue.item[rows], catalogue.action[rows], ())
 
-    def _new_user(self, history: Sequence[int]) -> _User:
-        raw = np.asarray([_integer(item, f"history[{i}]") for i, item in enumerate(history)], np.int64)
-        item = self._items.dense(raw)
+    def _new_user(self, history: Sequence[RawId]) -> _User:
+        is_text = self.ids_are_text[1]
+        raw = [_raw_id(item, f"history[{i}]", is_text=is_text) for i, item in enumerate(history)]
+        item = self._items.dense(np.asarray(raw, object))
         action = np.zeros((len(item), len(self._artifact.actions)), np.int8)
         action[:, 0] = 1
-        return _User(0, item, action, tuple(int(entry) for entry in raw[item == 0]))
+        return _User(0, item, action, tuple(entry for entry, dense in zip(raw, item, strict=True) if dense == 0))
 
     def _timeline(self, user: _User) -> Timeline:
         catalogue = self._artifact.catalogue
@@ -190,9 +196,9 @@ class Recommender:
 
     def _rank(self, timeline: Timeline, item_C: np.ndarray, score_C: np.ndarray) -> list[RecommendedItem]:
         catalogue, ranking = self._artifact.catalogue, self._artifact.ranking
-        raw_C = catalogue.item_id[item_C]
+        raw_C = catalogue.item_id[item_C].tolist()
         if ranking is None or not len(item_C):
-            return [RecommendedItem(int(i), float(s), float(s), {}) for i, s in zip(raw_C, score_C, strict=True)]
+            return [RecommendedItem(i, float(s), float(s), {}) for i, s in zip(raw_C, score_C, strict=True)]
         padding = (1 << (len(item_C) - 1).bit_length()) - len(item_C)
         padded_1C = np.pad(item_C, (0, padding))[None]
         probability_CA = np.asarray(
@@ -207,7 +213,7 @@ class Recommender:
         worth_C = probability_CA @ np.asarray(self._artifact.serving.action_values[: probability_CA.shape[1]])
         return [
             RecommendedItem(
-                int(raw_C[i]),
+                raw_C[i],
                 float(worth_C[i]),
                 float(score_C[i]),
                 dict(zip(self._artifact.actions, map(float, probability_CA[i]), strict=True)),
@@ -216,7 +222,11 @@ class Recommender:
         ]
 
 
-def _integer(value: object, name: str) -> int:
+def _raw_id(value: object, name: str, *, is_text: bool) -> RawId:
+    if is_text:
+        if not isinstance(value, str):
+            raise UserError(f"{name} is {value!r}; the ids of this log are text.")
+        return value
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise UserError(f"{name} is {value!r}; ids are integers.")
     return int(value)

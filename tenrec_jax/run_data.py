@@ -16,6 +16,7 @@ from tenrec_jax.data.batches import (
 from tenrec_jax.data.interactions import Interactions, open_table
 from tenrec_jax.data.protocols import Part, Split, make_split
 from tenrec_jax.data.sampling import NegativeSampler
+from tenrec_jax.data.spectral import spectral_item_vectors
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.baselines import TrainCounts, item_rate, train_counts, user_rate
 from tenrec_jax.evaluation.evaluator import RankingEvaluator, RetrievalEvaluator
@@ -93,6 +94,7 @@ class RunData:
             click_probability=(clicks_N1 / clicks_N1.sum()).astype(np.float32),
             category=table.items.category,
             log_q=config.log_q,
+            item_start=self._item_start(config),
             evaluate=evaluate,
         )
 
@@ -115,6 +117,7 @@ class RunData:
             pairwise_weight=config.pairwise_weight,
             item_rate=np.stack([item_rate(self.counts, action) for action in actions], axis=1),
             user_rate=np.stack([user_rate(self.counts, action) for action in actions], axis=1),
+            item_start=self._item_start(config),
             evaluate=evaluate,
         )
 
@@ -148,6 +151,12 @@ class RunData:
         # Half a window at a time: every scored event has at least the other half as its context, where there is one.
         batches = self._batches(config, part, stride=max(1, max_length // 2), seed=None, unknown_rate=0.0)
         return RankingEvaluator(batches, *self.table.labels_RA.shape)
+
+    def _item_start(self, config: RetrievalConfig | RankingConfig) -> np.ndarray | None:
+        if config.model.features.item_start == "normal":
+            return None
+        rows, width = self.split.rows(Part.TRAIN), config.model.encoder.width
+        return spectral_item_vectors(self.table, rows, width, seed=self._config.seed)
 
     def _training_batches(self, config: RetrievalConfig | RankingConfig, *, any_order: bool = False) -> TimelineBatches:
         stride = config.model.features.max_length

@@ -15,10 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tenrec_jax.data import ingest as ingest_module
-from tenrec_jax.data import readers
-from tenrec_jax.data.ingest import ingest
-from tenrec_jax.data.interactions import logical_sha256, open_table
+from tenrec_jax.data import sources as sources_module
+from tenrec_jax.data.ingest import IngestOptions, ingest
+from tenrec_jax.data.interactions import logical_sha256, open_table, read_events
 from tenrec_jax.data.schema import ACTIONS, KINDS, NULL, Role
+from tenrec_jax.data.values import parse, problem_of
 from tenrec_jax.errors import UserError
 
 VIDEO = ("user_id", "item_id", "click", "follow", "like", "share", "video_category", "watching_times", "gender", "age")
@@ -37,19 +38,25 @@ def write(folder, data, name="log.csv"):
     return path
 
 
-def made(folder, data, kind="qb_video", name="log.csv"):
+def made(folder, data, kind="qb_video", name="log.csv", **options):
     """The table that a file gives, and its manifest."""
     out = folder / f"{name}.table"
-    manifest = ingest([write(folder, data, name)], kind, out, progress=False)
+    manifest = ingest([write(folder, data, name)], kind, out, IngestOptions(**options), progress=False)
     return open_table(out), manifest
 
 
+def events_of(folder, *columns):
+    """Columns of a table's shards, row by row."""
+    return pa.Table.from_batches(read_events(folder, columns)).to_pydict()
+
+
 def refusal(folder, data, kind="qb_video"):
-    """The message with which a file is refused; nothing may have been written."""
+    """The message with which a file is refused; nothing may have been written but the list of bad rows."""
     path = write(folder, data)
     with pytest.raises(UserError) as error:
         ingest([path], kind, folder / "table", progress=False)
-    assert [entry.name for entry in folder.iterdir()] == [path.name]
+    written = [entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file()]
+    assert set(written) <= {path.name, "table/quarantine.csv"}
     return str(error.value).replace(f"{folder}{os.sep}", "")
 
 
@@ -79,7 +86,8 @@ video_rows = st.lists(
 def test_table_equals_grouping_row_by_row(rows):
     with tempfile.TemporaryDirectory() as name:
         table, manifest = made(Path(name), rows)
-        events = pq.read_table(Path(name) / "log.csv.table" / "events.parquet").to_pydict()
+        others = ("video_category", "watching_times", "gender", "age")
+        events = events_of(Path(name) / "log.csv.table", "user", "item", *others)
     users, items = list(dict.fromkeys(row[0] for row in rows)), list(dict.fromkeys(row[1] for row in rows))
     grouped = [row for user in users for row in rows if row[0] == user]
     assert table.users.raw_id.tolist() == [-1, *users]
@@ -107,11 +115,17 @@ def test_table_equals_grouping_row_by_row(rows):
         **{action: sum(row[VIDEO.index(action)] for row in rows) for action in ACTIONS},
         "repeated_pairs": len(rows) - len({row[:2] for row in rows}),
         "duplicate_rows": len(rows) - len(set(rows)),
+        "contradicting_pairs": sum(
+            len({row[2:6] for row in rows if row[:2] == pair}) > 1 for pair in {row[:2] for row in rows}
+        ),
+        "bad_rows": 0,
         "user_feature_conflicts": sum(
             (row[8] != 0 and row[8] != gender[row[0]]) or (row[9] != 0 and row[9] != age[row[0]]) for row in rows
         ),
         "item_feature_conflicts": sum(row[6] != NULL and int(row[6]) != category[row[1]] for row in rows),
     }
+    assert events["user"] == table.user_R.tolist()
+    assert events["item"] == table.item_R.tolist()
     assert events["video_category"] == [None if row[6] == NULL else int(row[6]) for row in grouped]
     for name in ("watching_times", "gender", "age"):
         assert events[name] == [row[VIDEO.index(name)] for row in grouped]
@@ -121,11 +135,9 @@ def test_ctr_1m_keeps_its_history_columns_on_disk_alone(tmp_path):
     header = (*VIDEO, *(f"hist_{k}" for k in range(1, 11)))
     rows = [(*ROW, *range(2, 12)), (1, 1201, 1, 0, 0, 0, NULL, 1, 1, 4, 2, 3, *[0] * 8)]
     table, _ = made(tmp_path, csv_bytes(rows, header), "ctr_1m")
-    events = pq.read_table(tmp_path / "log.csv.table" / "events.parquet")
-    assert events.column_names == ["user", "item", *header[2:]]
-    assert [events[f"hist_{k}"].to_pylist() for k in range(1, 11)] == [
-        list(pair) for pair in zip(rows[0][10:], rows[1][10:], strict=True)
-    ]
+    names = [f"hist_{k}" for k in range(1, 11)]
+    events = events_of(tmp_path / "log.csv.table", *names)
+    assert [events[name] for name in names] == [list(pair) for pair in zip(rows[0][10:], rows[1][10:], strict=True)]
     assert table.kind == "ctr_1m"
 
 
@@ -194,15 +206,18 @@ REFUSALS = {
     ),
     "utf-16": (GOOD.decode().encode("utf-16"), "log.csv:1 holds a NUL byte"),
     "header in latin-1": (b"\xe9" + GOOD, "log.csv:1 is not UTF-8"),
-    "value in latin-1": (GOOD + b"1,\xe9,0,0,0,0,1,0,1,4\n", r"log.csv:3: column item_id: '\\\\xe9' is not an integer"),
+    "value in latin-1": (
+        GOOD + b"1,\xe9,0,0,0,0,1,0,1,4\n",
+        r"log.csv:3: column item_id: '\\\\xe9' is not a plain integer",
+    ),
     "NUL byte": (GOOD + b"1,4\0,0,0,0,0,1,0,1,4\n", r"log.csv:3: column item_id: '4\\x00' holds a NUL byte"),
     "binary": (HEADER + bytes(range(256)) * 40, "log.csv holds .* bad row"),
     "blank line": (GOOD + b"\n" + LINE, "log.csv:3: blank line"),
     "blank line at the end": (GOOD + b"\n", "log.csv:3: blank line"),
-    "too few fields": (GOOD + b"1,4,0\n", "log.csv:3: 3 fields instead of 10: '1,4,0'"),
-    "too few, not UTF-8": (GOOD + b"1,\xff\n", r"log.csv:3: 2 fields instead of 10: '1,\\\\xff'"),
-    "too many fields": (GOOD + LINE[:-1] + b",9\n", "log.csv:3: 11 fields instead of 10"),
-    "cut short": (GOOD + LINE[:7], "log.csv:3: 4 fields instead of 10"),
+    "too few fields": (GOOD + b"1,4,0\n", "log.csv:3: '1,4,0' has 3 fields instead of 10"),
+    "too few, not UTF-8": (GOOD + b"1,\xff\n", r"log.csv:3: '1,\\\\xff' has 2 fields instead of 10"),
+    "too many fields": (GOOD + LINE[:-1] + b",9\n", "log.csv:3: .* has 11 fields instead of 10"),
+    "cut short": (GOOD + LINE[:7], "log.csv:3: .* has 4 fields instead of 10"),
     "endless line": (HEADER + b"1" * (9 << 20), "log.csv"),
 }
 
@@ -237,7 +252,7 @@ def test_a_value_outside_its_column_is_refused_by_line_column_and_value(tmp_path
     row = list(ROW)
     row[VIDEO.index(column)] = value
     message = refusal(tmp_path, [ROW, ROW, row, ROW])
-    assert message.startswith("log.csv holds 1 bad row:\n  log.csv:4: column " + column)
+    assert message.startswith("log.csv holds 1 bad row of 4:\n  log.csv:4: column " + column)
     assert repr(value) in message or (value == "" and "is empty" in message)
 
 
@@ -261,7 +276,7 @@ def test_the_first_ten_bad_rows_are_named_by_their_lines_and_all_are_counted(lin
     text = "\n".join([",".join(VIDEO), *(good if line is None else line for line in lines)]) + "\n"
     bad = [number for number, line in enumerate(lines, 2) if line is not None]
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK_BYTES", 200)
+        patch.setattr(sources_module, "BLOCK_BYTES", 200)
         if not bad:
             assert made(Path(name), text.encode())[1].counts["rows"] == len(lines)
             return
@@ -272,20 +287,28 @@ def test_the_first_ten_bad_rows_are_named_by_their_lines_and_all_are_counted(lin
 
 @settings(max_examples=300, deadline=None)
 @given(
-    value=st.one_of(st.text("0123456789-+. xeN\\_aif", max_size=6), st.integers(-(2**64), 2**64).map(str)),
-    column=st.sampled_from([*KINDS["qb_video"].columns, *KINDS["movielens"].columns, *KINDS["sequences"].columns]),
+    value=st.one_of(
+        st.text("0123456789-+. xeN\\_aif", max_size=6),
+        st.integers(-(2**64), 2**64).map(str),
+        st.sampled_from(["True", "False", "true", "1.0", "0.0", "2.0", "nan", "inf", "1e400"]),
+    ),
+    column=st.sampled_from([column for kind in KINDS.values() for column in kind.columns]),
 )
 def test_what_is_parsed_is_what_the_explanation_finds_right(value, column):
-    pattern = r"0|-?[1-9]\d*" if column.dtype.startswith("int") else r"\d+(\.\d+)?([eE][+-]?\d+)?"
-    number = int if column.dtype.startswith("int") else float
-    allowed = (column.nullable and value == NULL) or (
+    is_plain = column.form == "plain"
+    whole = r"0|-?[1-9]\d*" if is_plain else r"\d+(\.0*)?"
+    pattern = whole if column.dtype.startswith("int") else r"\d+(\.\d+)?([eE][+-]?\d+)?"
+    number = int if column.dtype.startswith("int") and is_plain else float
+    if column.form == "flag":
+        pattern, number = "True|true|False|false|[01](\\.0)?", lambda text: float(text.lower() in ("true", "1", "1.0"))
+    allowed = value in column.nulls or (
         bool(re.fullmatch(pattern, value)) and column.low <= number(value) <= column.high
     )
-    parsed = readers._parse(column, pa.array([value], pa.string()))
+    parsed = parse(column, pa.array([value], pa.string()))
     assert (parsed is not None) == allowed
-    assert (readers.problem_of(column, value.encode()) == "") == allowed
+    assert (problem_of(column, value.encode()) == "") == allowed
     if allowed:
-        assert parsed.to_pylist() == [None if value == NULL else np.dtype(column.dtype).type(number(value))]
+        assert parsed.to_pylist() == [None if value in column.nulls else np.dtype(column.dtype).type(number(value))]
 
 
 @settings(max_examples=25, deadline=None)
@@ -318,19 +341,19 @@ def test_both_layouts_of_sequences_give_the_same_table(log, separator, end, last
 
 
 SEQUENCE_REFUSALS = {
-    "user twice": (b"1 2 3\n5 6\n1 4\n", "log.csv:3: user 1 stands on log.csv:1 already"),
-    "no item": (b"1 2 3\n7\n", "log.csv:2: a user without an item"),
+    "user twice": (b"1 2 3\n5 6\n1 4\n", "log.csv:3: column user: '1' stands on an earlier line already"),
+    "no item": (b"1 2 3\n7\n", "log.csv:2: '7' is a user without an item"),
     "blank line": (b"1 2 3\n\n2 1\n", "log.csv:2: blank line"),
     "not an integer": (b"1 2 3\n2 4 x5\n", "log.csv:2: column item 2: 'x5' is not"),
     "user not an integer": (b"1 2\nu2 4\n", "log.csv:2: column user: 'u2' is not"),
-    "beyond 64 bits": (b"1 9223372036854775808\n", "log.csv:1: column item 1: '9223372036854775808' is not"),
-    "leading zero": (b"1 02\n", "log.csv:1: column item 1: '02' is not"),
-    "commas": (b"1,2,3\n", "log.csv:1: column user: '1,2,3' is not"),
+    "beyond 64 bits": (b"1 2 3\n2 9223372036854775808\n", "log.csv:2: column item 1: '9223372036854775808' is not"),
+    "leading zero": (b"1 2 3\n2 02\n", "log.csv:2: column item 1: '02' is not"),
+    "commas": (b"1,2,3\n", "log.csv:1: '1,2,3' is a user without an item"),
     "carriage returns alone": (b"1 2\r3 4\r", "log.csv:1 holds the byte"),
     "empty": (b"", "log.csv is empty"),
     "byte order mark alone": (b"\xef\xbb\xbf", "log.csv is empty"),
     "utf-16": ("1 2\n".encode("utf-16"), "log.csv:1"),
-    "digits of another script": ("1 ٢\n".encode(), "log.csv:1: column item 1: '٢'"),
+    "digits of another script": ("1 2 3\n2 ٢\n".encode(), "log.csv:2: column item 1: '٢' is not"),
 }
 
 
@@ -340,9 +363,9 @@ def test_sequences_that_are_not_as_they_should_be_are_refused_by_name(tmp_path, 
     assert expected in refusal(tmp_path, data, "sequences")
 
 
-def test_a_user_on_lines_of_two_files_is_refused_by_both_names(tmp_path):
+def test_a_user_on_lines_of_two_files_is_refused(tmp_path):
     paths = [write(tmp_path, b"1 2 3\n", "a.txt"), write(tmp_path, b"2 3 4\n1 5 6\n", "b.txt")]
-    with pytest.raises(UserError, match=r"b\.txt:2: user 1 stands on .*a\.txt:1 already"):
+    with pytest.raises(UserError, match=r"b\.txt:2: column user: '1' stands on an earlier line"):
         ingest(paths, "sequences", tmp_path / "table", progress=False)
 
 
@@ -410,7 +433,7 @@ def test_movielens_is_read_from_either_edition(tmp_path, files, as_folder):
     assert table.users.age.tolist() == [0, 1 + 2, 1 + 5]
     assert manifest.categories == ("Action", "Comedy", "Drama", "unknown")
     assert table.items.category.tolist() == [0, 1, 2, 4]
-    events = pq.read_table(tmp_path / "table" / "events.parquet").to_pydict()
+    events = events_of(tmp_path / "table", "rating", "timestamp")
     assert events["rating"] == [4, 3, 5, 4, 3]
     assert events["timestamp"] == [100, 100, 300, 40, 50]
     assert [source.name for source in manifest.sources] == (
@@ -422,23 +445,23 @@ MOVIELENS_REFUSALS = {
     "nothing": ({"u.base": U_DATA}, "holds no MovieLens-100K"),
     "no users": ({k: v for k, v in GROUPLENS.items() if k != "u.user"}, "but not deep/ml-100k/u.user"),
     "rating": (GROUPLENS | {"u.data": "9\t3\t6\t300\n"}, "u.data:1: column rating: '6' is not between"),
-    "fields": (GROUPLENS | {"u.data": U_DATA + "9\t3\t5\n"}, "u.data:6: 3 fields instead of 4"),
+    "fields": (GROUPLENS | {"u.data": U_DATA + "9\t3\t5\n"}, "u.data:6: '9\\t3\\t5' has 3 fields instead of 4"),
     "empty": (GROUPLENS | {"u.data": ""}, "u.data is empty"),
-    "unknown user": (GROUPLENS | {"u.data": U_DATA + "8\t3\t5\t1\n"}, "u.data:6: id 8 is not in "),
+    "unknown user": (GROUPLENS | {"u.data": U_DATA + "8\t3\t5\t1\n"}, "u.data:6: column user_id: '8' is not in "),
     "unknown item": (
         RECBOLE | {"ml-100k.inter": RECBOLE["ml-100k.inter"] + "9\t99\t5\t1\n"},
-        "inter:7: id 99 is not in ",
+        "inter:7: column item_id: '99' is not in ",
     ),
     "gender": (GROUPLENS | {"u.user": U_USER + "5|30|X|none|0\n"}, "u.user:4: column gender: 'X' is neither M nor F"),
     "age": (GROUPLENS | {"u.user": U_USER + "5|old|F|none|0\n"}, "u.user:4: column age: 'old' is not"),
     "user twice": (
         GROUPLENS | {"u.user": U_USER + "9|3|F|none|0\n"},
-        "u.user:4: column user_id: 9 stands on an earlier",
+        "u.user:4: column user_id: '9' stands on an earlier",
     ),
-    "user fields": (GROUPLENS | {"u.user": U_USER + "5|30\n"}, "u.user:4: 2 fields instead of 5"),
+    "user fields": (GROUPLENS | {"u.user": U_USER + "5|30\n"}, "u.user:4: '5|30' has 2 fields instead of 5"),
     "item flag": (
         GROUPLENS | {"u.item": u_item({1: [], 2: [], 3: []}).replace(b"|0\n", b"|7\n")},
-        "u.item:1: a genre flag",
+        "u.item:1: column item_id: '1' has a genre flag",
     ),
     "header": (RECBOLE | {"ml-100k.user": RECBOLE["ml-100k.user"][1:]}, "ml-100k.user:1: not the expected header"),
     "encoding": (RECBOLE | {"ml-100k.item": RECBOLE["ml-100k.item"].encode("latin-1")}, "is not UTF-8"),
@@ -451,7 +474,8 @@ def test_movielens_that_is_not_as_it_should_be_is_refused_by_name(tmp_path, case
     source = movielens_zip(tmp_path / "ml.zip", files)
     with pytest.raises(UserError, match=re.escape(expected)):
         ingest([source], "movielens", tmp_path / "table", progress=False)
-    assert list(tmp_path.iterdir()) == [source]
+    assert set(tmp_path.iterdir()) <= {source, tmp_path / "table"}
+    assert not (tmp_path / "table" / "manifest.json").exists()
 
 
 def test_movielens_twice_in_one_folder_or_not_in_an_archive_is_refused(tmp_path):
@@ -492,7 +516,7 @@ def test_sources_that_cannot_be_a_log_are_refused(tmp_path):
 
 
 def snapshot(folder):
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_same_sources_again_change_nothing(tmp_path):
@@ -506,6 +530,7 @@ def test_the_same_sources_again_change_nothing(tmp_path):
         "sources": [vars(source) for source in first.sources],
         "actions": list(ACTIONS),
         "categories": [],
+        "notes": [],
     }
 
 
@@ -549,25 +574,36 @@ def test_nothing_is_printed_without_progress(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", ["events.parquet", "users.parquet", "items.parquet", "manifest.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "events/part-00000.parquet",
+        "columns/item.npy",
+        "columns/offsets.npy",
+        "users.parquet",
+        "items.parquet",
+        "manifest.json",
+    ],
+)
 def test_a_flipped_bit_or_a_lost_file_is_noticed(tmp_path, name):
     made(tmp_path, [ROW])
-    path = tmp_path / "log.csv.table" / name
+    table = tmp_path / "log.csv.table"
+    path = table / name
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 128
     path.write_bytes(data)
     with pytest.raises(UserError, match=re.escape(name)):
-        open_table(path.parent)
+        open_table(table)
     with pytest.raises(UserError, match=re.escape(name)):
-        ingest([tmp_path / "log.csv"], "qb_video", path.parent, progress=False)
+        ingest([tmp_path / "log.csv"], "qb_video", table, progress=False)
     path.unlink()
     with pytest.raises(UserError, match=re.escape(name)):
-        open_table(path.parent)
+        open_table(table)
 
 
 def test_pages_on_disk_carry_checksums(tmp_path):
     made(tmp_path, [(u, u * 7, 0, 0, 0, 0, 1, 0, 1, 4) for u in range(500)])
-    path = tmp_path / "log.csv.table" / "events.parquet"
+    path = tmp_path / "log.csv.table" / "events" / "part-00000.parquet"
     chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
     data = bytearray(path.read_bytes())
     data[(chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size // 2] ^= 1

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from tenrec_jax.data import columns, leakage
+from tenrec_jax.data import leakage
 from tenrec_jax.data.columns import FOLDS, PRIOR_STRENGTH, count_values, folds_of_users, weighted_auc
-from tenrec_jax.data.ingest import ingest
-from tenrec_jax.data.interactions import Interactions, open_table
+from tenrec_jax.data.ingest import IngestOptions, ingest
+from tenrec_jax.data.interactions import Interactions, open_table, read_events
 from tenrec_jax.data.leakage import Leakage, find_leaks
 from tenrec_jax.data.schema import KINDS
 
 VIDEO = KINDS["qb_video"].header
-HISTORY = KINDS["ctr_1m"].header
 
 
 def write_table(folder: Path, kind: str, rows: dict[str, np.ndarray]) -> tuple[Interactions, Path]:
@@ -199,7 +198,7 @@ def test_history_is_checked_against_each_users_own_order(tmp_path: Path, monkeyp
 def test_events_come_in_row_order_whatever_the_batches(tmp_path: Path) -> None:
     rows = random_rows(np.random.default_rng(8))
     table, directory = write_table(tmp_path, "qb_video", rows)
-    batches = list(columns.read_events(directory, ["watching_times"]))
+    batches = list(read_events(directory, ["watching_times"]))
     together = np.concatenate([batch.column("watching_times").to_numpy() for batch in batches])
     assert (together == rows["watching_times"]).all()
     slices = [slice(0, 10), slice(10, 4_000), slice(4_000, 6_000)]
@@ -207,3 +206,12 @@ def test_events_come_in_row_order_whatever_the_batches(tmp_path: Path) -> None:
     assert [len(part) for part in cut] == [10, 3_990, 2_000]
     assert (np.concatenate(cut) == together).all()
     assert table.num_rows == 6_000
+
+
+def test_text_columns_and_missing_values_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("u,v,c,g\na,x,1,news\na,y,0,\na,z,1,news\nb,x,0,sport\nb,y,0,sport\nb,z,0,news\n")
+    mapping = {"user": "u", "item": "v", "click": "c", "category": "g"}
+    ingest([tmp_path / "log.csv"], "custom", tmp_path / "table", IngestOptions(columns=mapping), progress=False)
+    found = find_leaks(open_table(tmp_path / "table"), tmp_path / "table")
+    assert found.marginals[0].shares == pytest.approx({"missing": 1 / 6, "news": 0.5, "sport": 1 / 3})
+    assert [column.name for column in found.columns[:3]] == ["u", "v", "g"]

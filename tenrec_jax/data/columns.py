@@ -1,17 +1,14 @@
 """Columns of the events on disk, counted value by value: how often each value stands on rows with and without a click."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tenrec_jax.data.interactions import EVENTS_FILE, Interactions
-from tenrec_jax.data.schema import Column
+from tenrec_jax.data.interactions import Interactions
 
 FOLDS = 5
 PRIOR_STRENGTH = 20.0
@@ -54,18 +51,12 @@ class ValueCounts:
         return total / weight if weight else float("nan")
 
 
-def read_events(directory: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The named columns of a table's events, in row order."""
-    with pq.ParquetFile(directory / EVENTS_FILE) as file:
-        yield from file.iter_batches(columns=list(columns))
-
-
-def values_of(batch: pa.RecordBatch, column: Column) -> np.ndarray:
-    """A column's values; a null becomes one less than the least value that is allowed."""
-    values = batch.column(column.name)
+def values_of(values: pa.Array) -> np.ndarray:
+    """A column's values as NumPy: missing numbers are NaN, missing texts empty."""
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        return np.asarray(pc.fill_null(values, "").to_pylist(), object)
     if values.null_count:
-        # An int8 column may allow -128 itself.
-        values = pc.fill_null(values.cast(pa.int64()), int(column.low) - 1)
+        values = pc.fill_null(values.cast(pa.float64()), float("nan"))
     return values.to_numpy(zero_copy_only=False)
 
 

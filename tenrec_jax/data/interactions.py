@@ -1,20 +1,25 @@
-"""The table opened: columns in memory, one contiguous block of rows a user, and the dictionaries of raw ids."""
+"""The table opened: memory-mapped columns, one contiguous block of rows a user, and the dictionaries of raw ids."""
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tenrec_jax.data.manifest import check_files, read_manifest
-from tenrec_jax.data.schema import ITEM, USER
+from tenrec_jax.data.manifest import check_files_once, read_manifest
 
-EVENTS_FILE, USERS_FILE, ITEMS_FILE = "events.parquet", "users.parquet", "items.parquet"
+RawId = int | str
+
+EVENTS_FOLDER, USERS_FILE, ITEMS_FILE = "events", "users.parquet", "items.parquet"
+USER_COLUMN, ITEM_COLUMN, LABELS_COLUMN, OFFSETS = (
+    f"columns/{name}.npy" for name in ("user", "item", "labels", "offsets")
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +27,7 @@ class Users:
     """Arrays by dense user id, 1..U; entry 0 is nobody.
 
     Attributes:
-        raw_id: int64 [U + 1], -1 first.
+        raw_id: int64 [U + 1], -1 first; where ids are text, objects of type str, "" first.
         gender, age: int32 [U + 1], 0 where missing.
     """
 
@@ -36,7 +41,7 @@ class Items:
     """Arrays by dense item id, 1..N; entry 0 is no item.
 
     Attributes:
-        raw_id: int64 [N + 1], -1 first.
+        raw_id: int64 [N + 1], -1 first; where ids are text, objects of type str, "" first.
         category: int32 [N + 1]; k for the k-th category, 0 where missing.
     """
 
@@ -95,7 +100,7 @@ class Interactions:
             raise IndexError(f"dense user {user} is not in 0..{self.num_users}")
         return slice(int(self.offsets[user]), int(self.offsets[user + 1]))
 
-    def dense_user(self, raw_id: int) -> int:
+    def dense_user(self, raw_id: RawId) -> int:
         """Dense id of a raw user id; 0 if unknown."""
         return int(self._user_index.dense(raw_id))
 
@@ -103,7 +108,7 @@ class Interactions:
         """Dense ids of raw item ids, int32 of the same shape; 0 where unknown.
 
         Raises:
-            TypeError: ids that are not integers.
+            TypeError: ids of another type than the log's.
         """
         return self._item_index.dense(raw_ids)
 
@@ -120,49 +125,70 @@ class RawIdIndex:
     """Finds dense ids of raw ids by bisection, 0 where unknown. Entry 0 of `raw_id` is not an id."""
 
     def __init__(self, raw_id: np.ndarray) -> None:
+        self._is_text = raw_id.dtype == object
         self._order = np.concatenate([np.argsort(raw_id[1:], kind="stable") + 1, [0]]).astype(np.int32)
         self._sorted = raw_id[self._order[:-1]]
 
     def dense(self, raw_ids: Any) -> np.ndarray:
-        raw = np.asarray(raw_ids)
-        if raw.size and raw.dtype.kind not in "iuO":
-            raise TypeError(f"raw ids must be integers, got {raw.dtype}")
-        fits = np.asarray((raw >= -(2**63)) & (raw < 2**63), bool)
-        raw = np.where(fits, raw, 0).astype(np.int64)
+        raw = np.asarray(raw_ids, object) if self._is_text else np.asarray(raw_ids)
+        if self._is_text:
+            if not all(isinstance(value, str) for value in raw.flat):
+                raise TypeError("raw ids of this log are text")
+            fits = np.ones(raw.shape, bool)
+        else:
+            if raw.size and raw.dtype.kind not in "iuO":
+                raise TypeError(f"raw ids must be integers, got {raw.dtype}")
+            fits = np.asarray((raw >= -(2**63)) & (raw < 2**63), bool)
+            raw = np.where(fits, raw, 0).astype(np.int64)
         first = np.searchsorted(self._sorted, raw)
         found = fits & (first < np.searchsorted(self._sorted, raw, side="right"))
         return np.where(found, self._order[first], 0).astype(np.int32)
 
 
 def open_table(directory: Path | str) -> Interactions:
-    """Read a table that `ingest` wrote. The arrays are read-only.
+    """Open a table that `ingest` wrote. The arrays are read-only, and those over rows are memory maps.
+
+    The files' hashes are checked when the table is opened for the first time or has changed since; see `check_files_once`.
 
     Raises:
         UserError: the folder holds no table, or a file is missing or damaged.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
-    check_files(directory, manifest)
-    events = _read_columns(directory / EVENTS_FILE, (USER, ITEM, *manifest.actions))
-    users = Users(*_dictionary(directory / USERS_FILE, Users))
-    items = Items(*_dictionary(directory / ITEMS_FILE, Items))
-    user_R, item_R, *labels = events
+    check_files_once(directory, manifest)
+    user_R, item_R, labels_RA, offsets = (
+        _mapped(directory / name) for name in (USER_COLUMN, ITEM_COLUMN, LABELS_COLUMN, OFFSETS)
+    )
     table = Interactions(
         kind=manifest.kind,
         actions=manifest.actions,
         has_exposures=manifest.has_exposures,
         user_R=user_R,
         item_R=item_R,
-        labels_RA=np.stack(labels, axis=1),
-        offsets=offsets_of(user_R, len(users.raw_id) - 1),
-        users=users,
-        items=items,
+        labels_RA=labels_RA,
+        offsets=offsets,
+        users=Users(*_dictionary(directory / USERS_FILE, Users)),
+        items=Items(*_dictionary(directory / ITEMS_FILE, Items)),
         sha256=manifest.sha256,
     )
     for _, array in _arrays(table):
         array.setflags(write=False)
-    table.offsets.setflags(write=False)
     return table
+
+
+def read_events(directory: Path | str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Stream columns of an ingested log in the order of its rows, also those that are no part of `Interactions`.
+
+    Args:
+        directory: the table.
+        columns: "user" and "item" (dense ids) and names of the source's other columns.
+
+    Raises:
+        OSError: a page's checksum is wrong.
+    """
+    for path in sorted((Path(directory) / EVENTS_FOLDER).glob("*.parquet")):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        yield from file.iter_batches(columns=list(columns))
 
 
 def offsets_of(user_R: np.ndarray, num_users: int) -> np.ndarray:
@@ -171,34 +197,55 @@ def offsets_of(user_R: np.ndarray, num_users: int) -> np.ndarray:
 
 
 def logical_sha256(table: Interactions) -> str:
-    """SHA-256 over the arrays of a table in a fixed order, each with its name, dtype and shape; little-endian."""
+    """SHA-256 of a table's content: over the names, types, shapes and hashes of its arrays, in a fixed order; little-endian."""
+    return sha256_of_arrays(
+        (name, array.dtype.str, array.shape, array_sha256(array).hexdigest()) for name, array in _arrays(table)
+    )
+
+
+def array_sha256(array: np.ndarray) -> Any:
+    """The running SHA-256 of an array's values; texts end with a NUL."""
+    if array.dtype == object:
+        return hashlib.sha256("".join(f"{text}\0" for text in array).encode())
+    return hashlib.sha256(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+
+
+def sha256_of_arrays(arrays: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
+    """The hash of a table from its arrays' names, types, shapes and hashes."""
     digest = hashlib.sha256()
-    for name, array in _arrays(table):
-        array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.data)
+    for entry in arrays:
+        digest.update(f"{entry}\n".encode())
     return digest.hexdigest()
+
+
+def dictionary_arrays(record: Users | Items) -> Iterator[tuple[str, np.ndarray]]:
+    """The names and arrays of `Users` or `Items`, as they are hashed."""
+    for field in dataclasses.fields(record):
+        yield f"{type(record).__name__}.{field.name}", getattr(record, field.name)
 
 
 def _arrays(table: Interactions) -> Iterator[tuple[str, np.ndarray]]:
     yield "user", table.user_R
     yield "item", table.item_R
     yield f"labels {','.join(table.actions)}", table.labels_RA
-    for record in (table.users, table.items):
-        for field in dataclasses.fields(record):
-            yield f"{type(record).__name__}.{field.name}", getattr(record, field.name)
+    yield from dictionary_arrays(table.users)
+    yield from dictionary_arrays(table.items)
 
 
-def _read_columns(path: Path, names: tuple[str, ...]) -> list[np.ndarray]:
-    table = pq.read_table(path, columns=list(names), page_checksum_verification=True)
-    return [table[name].to_numpy() for name in names]
+def _mapped(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _dictionary(path: Path, record: type) -> list[np.ndarray]:
     """The fields of `Users` or `Items`, with the neutral entry 0 in front."""
     fields = [field.name for field in dataclasses.fields(record)]
-    neutral = [-1 if place == 0 else 0 for place in range(len(fields))]
-    columns = _read_columns(path, tuple(fields))
-    return [
-        np.concatenate([[first], column]).astype(column.dtype) for first, column in zip(neutral, columns, strict=True)
-    ]
+    table = pq.read_table(path, columns=fields, page_checksum_verification=True)
+    return [with_neutral(table[name].combine_chunks(), is_id=place == 0) for place, name in enumerate(fields)]
+
+
+def with_neutral(values: pa.Array, *, is_id: bool) -> np.ndarray:
+    """A dictionary's column as an array by dense id, with the entry of nobody in front."""
+    if pa.types.is_string(values.type):
+        return np.asarray(["", *values.to_pylist()], object)
+    column = values.to_numpy()
+    return np.concatenate([np.asarray([-1 if is_id else 0], column.dtype), column])

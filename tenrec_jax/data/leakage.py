@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tenrec_jax.data.columns import FOLDS, ValueCounts, count_values, read_events, values_of
-from tenrec_jax.data.interactions import Interactions
-from tenrec_jax.data.schema import KINDS, Column, Role
+from tenrec_jax.data.columns import FOLDS, ValueCounts, count_values, values_of
+from tenrec_jax.data.interactions import Interactions, read_events
+from tenrec_jax.data.manifest import read_manifest
+from tenrec_jax.data.schema import Column, Role, custom_kind, kind_named
 from tenrec_jax.data.stats import blocks_of_users, ratio
 
 DEFAULT_ALARM = 0.8
-BEFORE_LABEL = (Role.USER, Role.ITEM, Role.USER_FEATURE, Role.ITEM_FEATURE, Role.HISTORY, Role.TIME)
 COUNTED_BY_VALUE = (Role.POST_EXPOSURE, Role.TIME)
 SHOWN_VALUES = 50
 HISTORY_BLOCK_ROWS = 1 << 17  # each has arrays of ten columns
@@ -101,8 +101,9 @@ def find_leaks(table: Interactions, directory: Path, *, alarm: float = DEFAULT_A
         directory: where its events are.
         alarm: AUC from which a column alone is flagged, in (0.5, 1].
     """
-    leaks, marginals = [], []
-    for column in KINDS[table.kind].columns:
+    leaks, marginals, mapping = [], [], read_manifest(directory).columns
+    kind = custom_kind(mapping) if mapping else kind_named(table.kind)
+    for column in kind.columns:
         if column.role is Role.ACTION:
             continue
         counts = _count_column(table, directory, column)
@@ -110,7 +111,7 @@ def find_leaks(table: Interactions, directory: Path, *, alarm: float = DEFAULT_A
         if column.role in (Role.USER_FEATURE, Role.ITEM_FEATURE, Role.POST_EXPOSURE):
             marginals.append(_marginal(column, counts))
     leaks += [_leak(name, "structure", counts, alarm, by_value=True) for name, counts in _structure(table)]
-    history = KINDS[table.kind].with_role(Role.HISTORY)
+    history = kind.with_role(Role.HISTORY)
     found = None
     if history:
         found, lengths = _history(table, directory, history)
@@ -135,7 +136,7 @@ def _of_table(table: Interactions, column_R: np.ndarray) -> Iterator[tuple[slice
 def _of_events(directory: Path, column: Column) -> Iterator[tuple[slice, np.ndarray]]:
     start = 0
     for batch in read_events(directory, [column.name]):
-        yield slice(start, start + batch.num_rows), values_of(batch, column)
+        yield slice(start, start + batch.num_rows), values_of(batch.column(column.name))
         start += batch.num_rows
 
 
@@ -161,11 +162,17 @@ def _leak(name: str, role: str, counts: ValueCounts, alarm: float, *, by_value: 
 def _marginal(column: Column, counts: ValueCounts) -> Marginal:
     rows_V = counts.rows_VF2.sum(axis=(1, 2))
     shown = np.sort(np.argsort(-rows_V, kind="stable")[:SHOWN_VALUES])
-    missing = int(column.low) - 1 if column.nullable else None
-    names = ["missing" if value == missing else str(value) for value in counts.value_V[shown].tolist()]
+    names = [_name(value) for value in counts.value_V[shown].tolist()]
     total = int(rows_V.sum())
     shares = {name: ratio(int(rows), total) for name, rows in zip(names, rows_V[shown], strict=True)}
     return Marginal(column.name, shares, ratio(total - int(rows_V[shown].sum()), total))
+
+
+def _name(value: float | str) -> str:
+    """A value as text; NaN and the empty text are what `values_of` makes of a missing one."""
+    if isinstance(value, str):
+        return value or "missing"
+    return "missing" if value != value else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _structure(table: Interactions) -> Iterator[tuple[str, ValueCounts]]:

@@ -3,29 +3,24 @@
 The files are found anywhere in a folder or zip archive (a wheel is one), in GroupLens' own or RecBole's edition.
 """
 
-import io
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from tenrec_jax.data.readers import BadRows, problem_of, read_delimited
+from tenrec_jax.data.blocks import Layout, ParsedBlock, parse_block
+from tenrec_jax.data.quarantine import SHOWN, BadRow, bad_rows
 from tenrec_jax.data.schema import GENDERS, MOVIELENS_LAYOUTS, Column, Kind, MovieLensLayout, Role
+from tenrec_jax.data.sources import TextBlock
+from tenrec_jax.data.values import problem_of, text_of
 from tenrec_jax.errors import UserError
 
 CLICK_RATING, LIKE_RATING = 4, 5
 OLDEST = 150
-
-
-class Ratings(NamedTuple):
-    """A table with the kind's columns, in the order of the file, and the names of categories 1, 2, ..."""
-
-    events: pa.Table
-    categories: tuple[str, ...]
 
 
 class Member(NamedTuple):
@@ -48,37 +43,47 @@ def movielens_files(source: Path) -> list[Path]:
     return [source / name for name in names]
 
 
-def read_movielens(source: Path, kind: Kind) -> Ratings:
-    """Read the data set.
-
-    Gender is M = 1, F = 2; age is 1 + years // 10; the category is the item's first genre, numbered from 1 in the
+class MovieLensLog:
+    """The data set. Gender is M = 1, F = 2; age is 1 + years // 10; the category is the item's first genre, numbered from 1 in the
     sorted order of genre names.
 
     Raises:
-        UserError: as `movielens_files`, or a value is not as it should be.
+        UserError: as `movielens_files`, or a row of users or items is not as it should be.
     """
-    layout, names = _find(source)
-    ratings, users, items = (_member(source, name) for name in names)
-    rows = _ratings(ratings, kind, layout)
-    user, item, rating = (
-        rows[kind.with_role(role)[0].name].to_numpy() for role in (Role.USER, Role.ITEM, Role.POST_EXPOSURE)
-    )
-    user_id, gender, age = _users(users, kind, layout)
-    item_id, category, categories = _items(items, kind, layout)
-    user_at = _places(user, user_id, ratings.path, users.path, layout)
-    item_at = _places(item, item_id, ratings.path, items.path, layout)
-    click, like = kind.actions
-    derived = {
-        click: pa.array(rating >= CLICK_RATING).cast("int8"),
-        like: pa.array(rating == LIKE_RATING).cast("int8"),
-        "gender": pa.array(gender[user_at]),
-        "age": pa.array(age[user_at]),
-        "category": pa.array(category[item_at], mask=category[item_at] < 0),
-    }
-    columns = {
-        c.name: rows[c.name] if c.name in rows.column_names else derived[c.feature or c.name] for c in kind.columns
-    }
-    return Ratings(pa.table(columns), categories)
+
+    def __init__(self, source: Path, kind: Kind) -> None:
+        self.kind = kind
+        self._layout, names = _find(source)
+        self._ratings, users, items = (_member(source, name) for name in names)
+        self._paths = self._ratings.path, users.path, items.path
+        self._users = _users(users, kind, self._layout)
+        *self._items, self.categories = _items(items, kind, self._layout)
+
+    def read(self, *, progress: bool) -> Iterator[ParsedBlock]:
+        """All ratings, in the order of the file."""
+        parsed, lines = _parse_ratings(self._ratings, self.kind, self._layout)
+        kind, rows = self.kind, parsed.rows
+        user, item, rating = (
+            rows[kind.with_role(role)[0].name].to_numpy() for role in (Role.USER, Role.ITEM, Role.POST_EXPOSURE)
+        )
+        (user_id, gender, age), (item_id, category) = self._users, self._items
+        ratings, users, items = self._paths
+        bad = list(parsed.bad)
+        user_at = _places(user, user_id, lines, BadRow(ratings, 0, "user_id", "", f"is not in {users}"), bad)
+        item_at = _places(item, item_id, lines, BadRow(ratings, 0, "item_id", "", f"is not in {items}"), bad)
+        known = np.flatnonzero((user_at >= 0) & (item_at >= 0))
+        user_at, item_at, rating = user_at[known], item_at[known], rating[known]
+        click, like = kind.actions
+        derived = {
+            click: pa.array(rating >= CLICK_RATING).cast("int8"),
+            like: pa.array(rating == LIKE_RATING).cast("int8"),
+            "gender": pa.array(gender[user_at]),
+            "age": pa.array(age[user_at]),
+            "category": pa.array(category[item_at], mask=category[item_at] < 0),
+        }
+        rows = rows.take(pa.array(known))
+        columns = {c.name: rows[c.name] if c.name in rows.schema.names else derived[c.feature] for c in kind.columns}
+        yield ParsedBlock(pa.RecordBatch.from_pydict(columns), sorted(bad, key=lambda row: row.line), parsed.lines)
 
 
 def _find(source: Path) -> tuple[MovieLensLayout, list[str]]:
@@ -132,35 +137,45 @@ def _member(source: Path, name: str) -> Member:
     return Member(path, data)
 
 
-def _ratings(member: Member, kind: Kind, layout: MovieLensLayout) -> pa.Table:
+def _parse_ratings(member: Member, kind: Kind, layout: MovieLensLayout) -> tuple[ParsedBlock, np.ndarray]:
+    """The ratings, and the line of each good row."""
     roles = (Role.USER, Role.ITEM, Role.POST_EXPOSURE, Role.TIME)
-    columns = [kind.with_role(role)[0] for role in roles]
+    columns = tuple(kind.with_role(role)[0] for role in roles)
+    data = member.data
     if layout.has_header:
         _check_header(member, layout.ratings_fields, "\t")
-    rows = read_delimited(io.BytesIO(member.data), member.path, columns, separator="\t", has_header=layout.has_header)
-    batches = list(rows)
-    if not batches:
+        data = data.partition(b"\n")[2]
+    if not data.strip():
         raise UserError(f"{member.path} holds a header line and no rows.")
-    return pa.Table.from_batches(batches)
+    first_line = 1 + layout.has_header
+    block = TextBlock(member.path, first_line, data if data.endswith(b"\n") else data + b"\n")
+    parsed = parse_block(block, Layout(tuple(column.name for column in columns), columns, separator="\t"))
+    bad = [row.line for row in parsed.bad]
+    return parsed, np.setdiff1d(np.arange(first_line, first_line + parsed.lines), bad)
 
 
 def _users(member: Member, kind: Kind, layout: MovieLensLayout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids, genders and ages, by ascending id."""
     (id_column,) = kind.with_role(Role.USER)
     years = Column("age", Role.USER_FEATURE, "int32", 0, OLDEST)
-    bad, rows = BadRows(member.path), {}
+    bad: list[BadRow] = []
+    rows, ids = {}, set[bytes]()
     for line, fields in _rows(member, layout.user_fields, layout, bad):
         identity, age, gender = fields[:3]
-        problem = problem_of(id_column, identity) or (problem_of(years, age) if age else "")
-        if gender.decode(layout.encoding) not in GENDERS:
-            problem = problem or f"column gender: {gender.decode(layout.encoding)!r} is neither M nor F"
-        if not problem and int(identity) in rows:
-            problem = f"column {id_column.name}: {int(identity)} stands on an earlier line"
-        if problem:
-            bad.add([line], [problem], 1)
-        else:
+        problems = [
+            (id_column.name, identity, problem_of(id_column, identity)),
+            (years.name, age, problem_of(years, age) if age else ""),
+            ("gender", gender, "" if gender.decode(layout.encoding) in GENDERS else "is neither M nor F"),
+        ]
+        problems.append((id_column.name, identity, "stands on an earlier line" if identity in ids else ""))
+        found = [
+            BadRow(member.path, line, name, text_of(value), problem) for name, value, problem in problems if problem
+        ]
+        bad += found[:1]
+        ids.add(identity)
+        if not found:
             rows[int(identity)] = (GENDERS[gender.decode(layout.encoding)], 1 + int(age) // 10 if age else 0)
-    bad.raise_if_any()
+    _refuse(bad)
     user_id = np.asarray(sorted(rows), np.int64)
     gender_age = np.asarray([rows[user] for user in user_id.tolist()], np.int8)
     return user_id, gender_age[:, 0], gender_age[:, 1]
@@ -169,18 +184,20 @@ def _users(member: Member, kind: Kind, layout: MovieLensLayout) -> tuple[np.ndar
 def _items(member: Member, kind: Kind, layout: MovieLensLayout) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Ids and the places of first genres (-1: none), by ascending id; the genres, sorted."""
     (id_column,) = kind.with_role(Role.ITEM)
-    bad, rows = BadRows(member.path), {}
+    bad: list[BadRow] = []
+    rows, ids = {}, set[bytes]()
     for line, fields in _rows(member, layout.item_fields, layout, bad):
         problem = problem_of(id_column, fields[0])
-        if not problem and int(fields[0]) in rows:
-            problem = f"column {id_column.name}: {int(fields[0])} stands on an earlier line"
+        if not problem and fields[0] in ids:
+            problem = "stands on an earlier line"
+        ids.add(fields[0])
         if layout.genre_flags and not set(fields[layout.genres_from :]) <= {b"0", b"1"}:
-            problem = problem or "a genre flag is neither 0 nor 1"
+            problem = problem or "has a genre flag that is neither 0 nor 1"
         if problem:
-            bad.add([line], [problem], 1)
+            bad.append(BadRow(member.path, line, id_column.name, text_of(fields[0]), problem))
         else:
             rows[int(fields[0])] = _genres(fields, layout)
-    bad.raise_if_any()
+    _refuse(bad)
     genres = sorted({genre for row in rows.values() for genre in row})
     item_id = np.asarray(sorted(rows), np.int64)
     first = [genres.index(rows[item][0]) if rows[item] else -1 for item in item_id.tolist()]
@@ -194,7 +211,9 @@ def _genres(fields: Sequence[bytes], layout: MovieLensLayout) -> list[str]:
     return values[0].decode(layout.encoding).split()
 
 
-def _rows(member: Member, names: Sequence[str], layout: MovieLensLayout, bad: BadRows) -> list[tuple[int, list[bytes]]]:
+def _rows(
+    member: Member, names: Sequence[str], layout: MovieLensLayout, bad: list[BadRow]
+) -> list[tuple[int, list[bytes]]]:
     """Line numbers and fields of the rows with the right number of fields."""
     if layout.has_header:
         _check_header(member, names, layout.separator)
@@ -210,7 +229,9 @@ def _rows(member: Member, names: Sequence[str], layout: MovieLensLayout, bad: Ba
         if len(fields) == len(names):
             rows.append((number, fields))
         else:
-            bad.add([number], [f"{len(fields)} fields instead of {len(names)}"], 1)
+            bad.append(
+                BadRow(member.path, number, "", text_of(line), f"has {len(fields)} fields instead of {len(names)}")
+            )
     return rows
 
 
@@ -222,11 +243,17 @@ def _check_header(member: Member, names: Sequence[str], separator: str) -> None:
         )
 
 
-def _places(ids: np.ndarray, known: np.ndarray, path: str, known_path: str, layout: MovieLensLayout) -> np.ndarray:
-    """Where each id stands among the known ones."""
+def _places(ids: np.ndarray, known: np.ndarray, lines: np.ndarray, pattern: BadRow, bad: list[BadRow]) -> np.ndarray:
+    """Where each id stands among the known ones, -1 where it does not; those rows are added to the bad ones."""
     place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
     unknown = np.flatnonzero(known[place] != ids)
-    if len(unknown):
-        line = int(unknown[0]) + 1 + layout.has_header
-        raise UserError(f"{path}:{line}: id {ids[unknown[0]]} is not in {known_path} ({len(unknown):,} such rows).")
+    bad += [pattern._replace(line=int(lines[row]), value=str(ids[row])) for row in unknown.tolist()]
+    place[unknown] = -1
     return place
+
+
+def _refuse(bad: list[BadRow]) -> None:
+    """Users and items are few and all needed: any bad row of theirs is an error."""
+    if bad:
+        bad = sorted(bad, key=lambda row: row.line)
+        raise bad_rows(bad[:SHOWN], len(bad))

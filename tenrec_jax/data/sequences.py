@@ -1,129 +1,172 @@
-"""Click sequences in text: one user a line (`user item item ...`, oldest first), or one event a line (`user item`)."""
+"""Click sequences in text: one user a line (`user item item ...`, oldest first), or one event a line (`user item`).
 
-import dataclasses
-from collections.abc import Sequence
+If every line of the log has exactly two fields, a line is an event and a user's lines may stand anywhere; otherwise a line is a user.
+Fields are separated by spaces or tabs. Every event is a click. Ids are integers if those of the first line are, and text otherwise.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
-from tenrec_jax.data.readers import BOM, SHOWN, bad_rows, open_source, problem_of
-from tenrec_jax.data.schema import Kind, Role
+from tenrec_jax.data.blocks import ParsedBlock
+from tenrec_jax.data.csv_log import with_id_type
+from tenrec_jax.data.dictionaries import TextIds
+from tenrec_jax.data.quarantine import BadRow
+from tenrec_jax.data.schema import Column, Kind, Role
+from tenrec_jax.data.sources import BOM, TextBlock, open_text, text_blocks
+from tenrec_jax.data.values import parse, problem_of, text_of
 from tenrec_jax.errors import UserError
 
 # bytes.split would separate fields at these too, unseen.
 FOREIGN_SPACE = (b"\r", b"\v", b"\f")
+USER_AGAIN = (
+    "stands on an earlier line already. With one user a line, each user has one line; with one event a line, every line holds a user "
+    "and one item"
+)
 
 
 class Lines(NamedTuple):
-    """A file's fields. value: int64, all fields in order. fields: how many stand on each line, int64 [lines]."""
+    """A block's fields, in order, and how many stand on each line, int64 [lines]."""
 
-    path: Path
-    value: np.ndarray
-    fields: np.ndarray
+    fields: list[bytes]
+    number: np.ndarray
 
     @property
     def first(self) -> np.ndarray:
-        """Place of each line's first field in `value`."""
-        return np.cumsum(self.fields) - self.fields
+        """Place of each line's first field in `fields`."""
+        return np.cumsum(self.number) - self.number
 
 
-def read_sequences(paths: Sequence[Path], kind: Kind, *, progress: bool) -> pa.Table:
-    """Read sequences from one or more files, which are one log together.
-
-    If every line has exactly two fields, a line is an event and a user's lines may stand anywhere; otherwise a line is a
-    user. Fields are separated by spaces or tabs. Every event is a click.
-
-    Returns:
-        A table with the kind's columns, one row an event, in the order of the files.
+class SequenceLog:
+    """Files of sequences, which are one log together.
 
     Raises:
-        UserError: a field is not an integer of 64 bits, a line is blank or has no item, or a user stands on two lines.
+        UserError: a file is empty or is not text with fields between spaces and tabs.
     """
-    files = [_read(path, kind, progress=progress) for path in paths]
-    if not all((lines.fields == 2).all() for lines in files):
-        _refuse_repeated_users(files)
-    users, items = [], []
-    for lines in files:
-        is_item = np.ones(len(lines.value), bool)
-        is_item[lines.first] = False
-        users.append(np.repeat(lines.value[lines.first], lines.fields - 1))
-        items.append(lines.value[is_item])
-    user, item = np.concatenate(users), np.concatenate(items)
-    columns = {Role.USER: user, Role.ITEM: item, Role.ACTION: np.ones(len(user), np.int8)}
-    return pa.table({column.name: columns[column.role] for column in kind.columns})
+
+    def __init__(self, paths: Sequence[Path], kind: Kind) -> None:
+        self._paths = paths
+        self.categories: tuple[str, ...] = ()
+        self._is_pairs, first = True, None
+        for block in self._blocks(progress=False):
+            lines = _split(block)
+            self._is_pairs &= bool((lines.number == 2).all())
+            first = lines.fields[:2] if first is None else first
+        user_column, item_column, *others = kind.columns
+        user, item = ([*(first or []), b"", b""])[:2]
+        text = [replace(column, dtype="string", form="text") for column in (user_column, item_column)]
+        typed = [with_id_type(text[0], user.decode("latin-1")), with_id_type(text[1], item.decode("latin-1"))]
+        self.kind = replace(kind, columns=(*typed, *others))
+
+    def read(self, *, progress: bool) -> Iterator[ParsedBlock]:
+        """The blocks of all files, in order. A line counts once, however many of its fields are bad."""
+        (user_column,), (item_column,) = self.kind.with_role(Role.USER), self.kind.with_role(Role.ITEM)
+        earlier = TextIds()
+        for block in self._blocks(progress=progress):
+            lines = _split(block)
+            bad = _bad_lines(block, lines, user_column, item_column)
+            if not self._is_pairs:
+                bad |= _users_again(block, lines, earlier, bad)
+            yield ParsedBlock(self._rows(lines, block, bad), [bad[line] for line in sorted(bad)], len(lines.number))
+
+    def _blocks(self, *, progress: bool) -> Iterator[TextBlock]:
+        for path in self._paths:
+            with open_text(path, progress=progress) as file:
+                start = file.read(len(BOM)).removeprefix(BOM)
+                empty = True
+                for block in text_blocks(file, str(path), start=start):
+                    yield block._replace(data=_with_line_ends(block))
+                    empty = False
+                if empty:
+                    raise UserError(f"{path} is empty.")
+
+    def _rows(self, lines: Lines, block: TextBlock, bad: dict[int, BadRow]) -> pa.RecordBatch:
+        good = np.ones(len(lines.number), bool)
+        good[[line - block.first_line for line in bad]] = False
+        user = np.repeat(np.arange(len(lines.number)), np.maximum(lines.number - 1, 0) * good)
+        is_item = np.repeat(good, lines.number)
+        is_item[lines.first[lines.number > 0]] = False
+        item = np.flatnonzero(is_item)
+        columns = {
+            Role.USER: _typed(self.kind, Role.USER, [lines.fields[place] for place in lines.first[user].tolist()]),
+            Role.ITEM: _typed(self.kind, Role.ITEM, [lines.fields[place] for place in item.tolist()]),
+            Role.ACTION: pa.array(np.ones(len(item), np.int8)),
+        }
+        arrays = [columns[column.role] for column in self.kind.columns]
+        return pa.RecordBatch.from_arrays(arrays, names=list(self.kind.header))
 
 
-def _read(path: Path, kind: Kind, *, progress: bool) -> Lines:
-    with (
-        open_source(path) as file,
-        tqdm.wrapattr(
-            file, "read", total=path.stat().st_size, desc=path.name, disable=not progress, leave=False, bytes=True
-        ) as metered,
-    ):
-        data = metered.read().removeprefix(BOM).replace(b"\r\n", b"\n")
-    if not data:
-        raise UserError(f"{path} is empty.")
+def _with_line_ends(block: TextBlock) -> bytes:
+    data = block.data.replace(b"\r\n", b"\n")
     for space in FOREIGN_SPACE:
         if space in data:
-            line = data[: data.index(space)].count(b"\n") + 1
-            raise UserError(f"{path}:{line} holds the byte {space!r}. Separate fields by spaces or tabs, lines by \\n.")
-    tokens, fields = data.split(), _fields_per_line(data)
-    value = _integers(tokens)
-    if value is None or (fields < 2).any():
-        _refuse(str(path), tokens, fields, kind)
-    return Lines(path, value, fields)
+            line = data[: data.index(space)].count(b"\n") + block.first_line
+            raise UserError(
+                f"{block.path}:{line} holds the byte {space!r}. Separate fields by spaces or tabs, lines by \\n."
+            )
+    return data
 
 
-def _fields_per_line(data: bytes) -> np.ndarray:
-    character = np.frombuffer(data, np.uint8)
+def _split(block: TextBlock) -> Lines:
+    character = np.frombuffer(block.data, np.uint8)
     is_space = (character == ord(" ")) | (character == ord("\t")) | (character == ord("\n"))
     starts = ~is_space & np.concatenate([[True], is_space[:-1]])
     ends = np.flatnonzero(character == ord("\n"))
-    if data[-1:] != b"\n":
-        ends = np.append(ends, len(data) - 1)
-    return np.diff(np.cumsum(starts)[ends], prepend=0)
+    return Lines(block.data.split(), np.diff(np.cumsum(starts)[ends], prepend=0))
 
 
-def _integers(tokens: Sequence[bytes]) -> np.ndarray | None:
-    """The tokens as int64, or None if any of them is not a plain integer."""
-    strings = pa.array(tokens, pa.binary())
+def _typed(kind: Kind, role: Role, values: list[bytes]) -> pa.Array:
+    (column,) = kind.with_role(role)
+    texts = pa.array(values, pa.binary()).cast(pa.string())
+    return texts if column.form == "text" else texts.cast(column.dtype)
+
+
+def _bad_lines(block: TextBlock, lines: Lines, user: Column, item: Column) -> dict[int, BadRow]:
+    """The first problem of each line that has one, by line number."""
+    bad: dict[int, BadRow] = {}
+    if not all(_parses(column, lines.fields) for column in (user, item)):
+        problems = {
+            column: {value: problem_of(column, value) for value in set(lines.fields)} for column in (user, item)
+        }
+        line_of_field = np.repeat(np.arange(len(lines.number)), lines.number)
+        first = lines.first
+        for place, (line, field) in enumerate(zip(line_of_field.tolist(), lines.fields, strict=True)):
+            k = place - int(first[line])
+            column = user if k == 0 else item
+            reason, number = problems[column][field], line + block.first_line
+            if reason and number not in bad:
+                name = column.name if k == 0 else f"{column.name} {k}"
+                bad[number] = BadRow(block.path, number, name, text_of(field), reason)
+    for line in np.flatnonzero(lines.number < 2).tolist():
+        number = line + block.first_line
+        reason = "is a user without an item" if lines.number[line] else "blank line"
+        value = text_of(lines.fields[lines.first[line]]) if lines.number[line] else ""
+        bad.setdefault(number, BadRow(block.path, number, "", value, reason))
+    return bad
+
+
+def _parses(column: Column, values: list[bytes]) -> bool:
     try:
-        value = strings.cast(pa.string()).cast(pa.int64())
-    except pa.ArrowInvalid:
-        return None
-    return value.to_numpy() if value.cast(pa.string()).cast(pa.binary()).equals(strings) else None
+        return parse(column, pa.array(values, pa.binary()).cast(pa.string())) is not None
+    except pa.ArrowInvalid:  # not UTF-8
+        return False
 
 
-def _refuse(path: str, tokens: Sequence[bytes], fields: np.ndarray, kind: Kind) -> NoReturn:
-    """Raise the error of a file with lines that are too short or fields that are not ids; a line counts once."""
-    (user,), (item,) = kind.with_role(Role.USER), kind.with_role(Role.ITEM)
-    problem_at: dict[int, str] = {}
-    first = np.cumsum(fields) - fields
-    for place, line in enumerate(np.repeat(np.arange(len(fields)), fields).tolist()):
-        k = place - int(first[line])
-        column = user if k == 0 else dataclasses.replace(item, name=f"{item.name} {k}")
-        problem = problem_of(column, tokens[place])
-        if problem:
-            problem_at.setdefault(line, problem)
-    for line in np.flatnonzero(fields < 2).tolist():
-        problem_at.setdefault(line, "a user without an item" if fields[line] else "blank line")
-    lines = sorted(problem_at)[:SHOWN]
-    raise bad_rows(path, [line + 1 for line in lines], [problem_at[line] for line in lines], len(problem_at))
-
-
-def _refuse_repeated_users(files: Sequence[Lines]) -> None:
-    user = np.concatenate([lines.value[lines.first] for lines in files])
-    order = np.argsort(user, kind="stable")
-    again = np.flatnonzero(user[order[1:]] == user[order[:-1]])
-    if not len(again):
-        return
-    earliest = again[np.argmin(order[again + 1])]
-    places = [f"{lines.path}:{number}" for lines in files for number in range(1, len(lines.fields) + 1)]
-    first, second = (places[line] for line in order[earliest : earliest + 2])
-    raise UserError(
-        f"{second}: user {user[order[earliest]]} stands on {first} already. With one user a line, each user has one line; "
-        "with one event a line, every line holds a user and one item."
-    )
+def _users_again(block: TextBlock, lines: Lines, earlier: TextIds, bad: dict[int, BadRow]) -> dict[int, BadRow]:
+    """Lines of users that stand on an earlier line already."""
+    again: dict[int, BadRow] = {}
+    good = [line for line in range(len(lines.number)) if line + block.first_line not in bad]
+    users = [text_of(lines.fields[lines.first[line]]) for line in good]
+    before = earlier.count
+    dense = earlier.encode(pa.array(users, pa.string())).tolist()
+    for line, user, place in zip(good, users, dense, strict=True):
+        if place == before + 1:
+            before += 1
+        else:
+            number = line + block.first_line
+            again[number] = BadRow(block.path, number, "user", user, USER_AGAIN)
+    return again

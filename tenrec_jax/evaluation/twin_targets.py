@@ -24,8 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tenrec_jax.data.columns import read_events
-from tenrec_jax.data.interactions import Interactions
+from tenrec_jax.data.interactions import Interactions, read_events
 from tenrec_jax.data.protocols import Part, Split
 from tenrec_jax.data.schema import KINDS, TWIN_KINDS, Role
 from tenrec_jax.data.stats import TableStats

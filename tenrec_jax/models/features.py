@@ -35,12 +35,15 @@ class FeatureConfig:
         positions: "learned" adds an embedding of the event's place in the timeline, "none" leaves order to the recency bias.
         max_length: events a timeline may hold; the size of the learned position table.
         init_scale: standard deviation of the embeddings at initialisation.
+        item_start: what training starts the items' embeddings from: "normal" draws like the rest, or "spectral", vectors of length one of
+            which users meet which items (`data.spectral`), for logs too small to learn that from their labels.
     """
 
     user_id: bool = True
     positions: Literal["none", "learned"] = "none"
     max_length: int = 512
     init_scale: float = 0.02
+    item_start: Literal["normal", "spectral"] = "normal"
 
 
 class UserFeatures(nnx.Module):

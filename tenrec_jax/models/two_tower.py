@@ -21,12 +21,15 @@ class TwoTowerConfig:
         features, encoder: inputs and the user tower's encoder.
         similarity: "dot", or "cosine" (both towers L2-normalised and the product divided by `temperature`).
         temperature: of the cosine.
+        item_bias: add a learned bias an item to the score, as one more entry of its vector; training starts it at the log of the item's
+            share of the clicks, so that the towers need only learn what popularity does not tell.
     """
 
     features: FeatureConfig
     encoder: FastformerConfig
     similarity: Literal["dot", "cosine"] = "dot"
     temperature: float = 0.07
+    item_bias: bool = False
 
 
 class TwoTower(nnx.Module):
@@ -43,6 +46,8 @@ class TwoTower(nnx.Module):
         self.events = EventFeatures(vocabulary, config.features, width, rngs=rngs)
         self.dropout = nnx.Dropout(config.encoder.dropout)
         self.encoder = FastformerEncoder(config.encoder, rngs=rngs)
+        zeros = nnx.initializers.zeros
+        self.item_bias = nnx.Embed(vocabulary.items, 1, embedding_init=zeros, rngs=rngs) if config.item_bias else None
 
     def queries(self, timeline: Timeline, key: Array | None = None) -> Array:
         """A query before the first event and after each one.
@@ -52,7 +57,7 @@ class TwoTower(nnx.Module):
             key: dropout key; None is deterministic.
 
         Returns:
-            [B, T + 1, D]: entry t has seen the user and the first t events.
+            [B, T + 1, D]: entry t has seen the user and the first t events. An item bias makes D one larger.
         """
         x_BTD = context_tokens(self.users, self.items, self.events, timeline)
         encoder_key = None
@@ -64,14 +69,20 @@ class TwoTower(nnx.Module):
             x_BTD = self.dropout(x_BTD, deterministic=True)
         mask_BT = context_mask(timeline.mask)
         y_BTD, _ = self.encoder.extend(self.encoder.start(x_BTD.shape[0]), x_BTD, mask_BT, encoder_key)
-        return self._scaled(y_BTD, 1.0 / self.config.temperature)
+        query_BTD = self._scaled(y_BTD, 1.0 / self.config.temperature)
+        return query_BTD if self.item_bias is None else _appended(query_BTD, jnp.ones_like(query_BTD[..., :1]))
 
     def item_vectors(self, item: Array, category: Array) -> Array:
-        """The item tower: integer arrays [...] to vectors [..., D]. A query's score of an item is their inner product."""
-        return self._scaled(self.items(item, category), 1.0)
+        """The item tower: integer arrays [...] to vectors [..., D] as long as a query, whose score of an item is their inner product."""
+        vector = self._scaled(self.items(item, category), 1.0)
+        return vector if self.item_bias is None else _appended(vector, self.item_bias(item))
 
     def _scaled(self, x: Array, scale: float) -> Array:
         return l2_normalize(x) * scale if self.config.similarity == "cosine" else x
+
+
+def _appended(x: Array, last: Array) -> Array:
+    return jnp.concatenate([x, last], axis=-1)
 
 
 @jax.jit(static_argnums=0)

@@ -1,5 +1,6 @@
 """The optimiser: AdamW with gradient clipping, warm-up and decay, from optax."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ class OptimizerConfig:
         warmup_steps: steps of linear warm-up.
         schedule: "constant" after the warm-up, or "cosine" down to a hundredth of the peak.
         weight_decay: decoupled, on the matrices of dense layers.
+        table_rate: learning rate of the embedding tables, biases excepted, as a share of `learning_rate`. Adam moves a row met once as far as one met often;
+            a small share keeps a small log from being learned by heart.
         b2: second-moment decay.
         clip_norm: global norm to which gradients are clipped; 0 is off.
     """
@@ -26,6 +29,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     b2: float = 0.98
     clip_norm: float = 1.0
+    table_rate: float = 1.0
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -46,8 +50,18 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     adamw = optax.adamw(
         learning_rate_schedule(config, steps), b2=config.b2, weight_decay=config.weight_decay, mask=_dense_matrices
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    slowed = optax.masked(optax.scale(config.table_rate), _tables)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, adamw, slowed)
 
 
 def _dense_matrices(parameters: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: "'kernel'" in jax.tree_util.keystr(path), parameters)
+    return _where(parameters, lambda name: "'kernel'" in name)
+
+
+def _tables(parameters: Any) -> Any:
+    return _where(parameters, lambda name: "'embedding'" in name and "_bias'" not in name)
+
+
+def _where(parameters: Any, chosen: Callable[[str], bool]) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: chosen(jax.tree_util.keystr(path)), parameters)

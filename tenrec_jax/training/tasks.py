@@ -10,7 +10,7 @@ from flax import nnx
 
 from tenrec_jax.data.batches import TimelineBatches
 from tenrec_jax.data.sampling import NegativeSampler
-from tenrec_jax.models.features import Vocabulary
+from tenrec_jax.models.features import ItemFeatures, Vocabulary
 from tenrec_jax.models.losses import action_losses, pairwise_losses, sampled_softmax
 from tenrec_jax.models.ranker import Ranker, RankerConfig
 from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
@@ -46,6 +46,7 @@ class RetrievalTask:
         click_probability: share of each item id among the scored clicks of the training rows, float32 [N + 1].
         category: of each item, int32 [N + 1].
         log_q: correct the scores of negatives for how often they are drawn.
+        item_start: embeddings [N + 1, D] from which the items' start; None draws them.
         evaluate: see `Task`.
     """
 
@@ -61,8 +62,10 @@ class RetrievalTask:
         click_probability: np.ndarray,
         category: np.ndarray,
         log_q: bool,
+        item_start: np.ndarray | None,
         evaluate: Evaluate,
     ) -> None:
+        self._item_start = item_start
         self._make = lambda key: TwoTower(config, vocabulary, rngs=nnx.Rngs(key))
         self.graphdef = nnx.split(nnx.eval_shape(lambda: self._make(0)))[0]
         self._batches, self._negatives, self._category, self._log_q = batches, negatives, category, log_q
@@ -72,7 +75,13 @@ class RetrievalTask:
         self.evaluate = evaluate
 
     def init(self, key: jax.Array) -> Any:
-        return nnx.split(self._make(key))[1]
+        model = self._make(key)
+        _start_items(model.items, self._item_start)
+        if model.item_bias is not None:
+            # One click more for every item: those never clicked start below all others, but not at minus infinity.
+            share_N1 = self._click_probability + self._click_probability[self._click_probability > 0].min()
+            model.item_bias.embedding[...] = jnp.log(share_N1 / share_N1.sum())[:, None]
+        return nnx.split(model)[1]
 
     def batch(self, step: int) -> Batch:
         batch = self._batches(step)
@@ -82,7 +91,8 @@ class RetrievalTask:
     def loss(self, parameters: Any, batch: Batch, key: jax.Array) -> LossSum:
         model: TwoTower = nnx.merge(self.graphdef, parameters)
         timeline, shared = batch.split.timeline, batch.shared
-        query_PD = model.queries(timeline, key)[:, :-1].reshape(-1, model.config.encoder.width)
+        query_BTD = model.queries(timeline, key)[:, :-1]
+        query_PD = query_BTD.reshape(-1, query_BTD.shape[-1])
         item_P = timeline.item.reshape(-1)
         # An item made unknown is no target: nothing tells it from other unknown items.
         counts_P = (batch.split.score & (timeline.action[..., 0] > 0) & (timeline.item > 0)).reshape(-1)
@@ -113,6 +123,7 @@ class RankingTask:
         pairwise_weight: weight of the pairwise loss beside the cross-entropy; 0 is off.
         item_rate, user_rate: smoothed rates of each action in the training rows, [N + 1, A] and [U + 1, A]; entry 0 is the overall
             rate. The model starts from them.
+        item_start: embeddings [N + 1, D] from which the items' start; None draws them.
         evaluate: see `Task`.
     """
 
@@ -128,8 +139,10 @@ class RankingTask:
         pairwise_weight: float,
         item_rate: np.ndarray,
         user_rate: np.ndarray,
+        item_start: np.ndarray | None,
         evaluate: Evaluate,
     ) -> None:
+        self._item_start = item_start
         self._make = lambda key: Ranker(config, vocabulary, rngs=nnx.Rngs(key))
         self.graphdef = nnx.split(nnx.eval_shape(lambda: self._make(0)))[0]
         self._batches, self._weight_A = batches, jnp.asarray(action_weights)
@@ -141,6 +154,7 @@ class RankingTask:
 
     def init(self, key: jax.Array) -> Any:
         model = self._make(key)
+        _start_items(model.items, self._item_start)
         model.item_bias.embedding[...] = jnp.asarray(self._item_logit, jnp.float32)
         if model.user_bias is not None:
             model.user_bias.embedding[...] = jnp.asarray(self._user_logit, jnp.float32)
@@ -159,3 +173,8 @@ class RankingTask:
             pairwise_A = pairwise_losses(logit_BTA, timeline.action, score_BT, jax.random.fold_in(key, 1))
             losses_A = losses_A + self._pairwise_weight * pairwise_A
         return LossSum((losses_A * self._weight_A).sum(), score_BT.sum())
+
+
+def _start_items(items: ItemFeatures, start_ND: np.ndarray | None) -> None:
+    if start_ND is not None:
+        items.id.embedding[...] = jnp.asarray(start_ND)

@@ -1,0 +1,168 @@
+"""Delimited text with a header line: Tenrec's files, whose columns are fixed, and a user's own, whose columns are mapped by name."""
+
+import csv
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from tenrec_jax.data.blocks import Layout, ParsedBlock, parse_block
+from tenrec_jax.data.schema import Column, Kind, Role, kinds_with_header
+from tenrec_jax.data.sources import TextBlock, first_line_of, open_text, text_blocks
+from tenrec_jax.data.values import problem_of
+from tenrec_jax.errors import UserError
+
+SEPARATORS = ",;\t|"
+THREADS = 2
+
+
+class CsvLog:
+    """Files with a header line each, which are one log together.
+
+    Args:
+        paths: the files, in order.
+        kind: their columns.
+
+    Attributes:
+        kind: the columns as they are: ids of a mapped kind are integers if those of the first row are.
+
+    Raises:
+        UserError: a file cannot be read, its header is not as it should be, or it holds no rows.
+    """
+
+    def __init__(self, paths: Sequence[Path], kind: Kind) -> None:
+        self._paths, self.kind = paths, kind
+        self.categories: tuple[str, ...] = ()
+        if kind.mapped:
+            self.kind = _with_id_types(paths[0], kind)
+        self._layouts = [_layout(path, self.kind) for path in paths]
+
+    def read(self, *, progress: bool) -> Iterator[ParsedBlock]:
+        """The blocks of all files, in order, parsed by `THREADS` threads."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            for path, layout in zip(self._paths, self._layouts, strict=True):
+                with open_text(path, progress=progress) as file:
+                    _, rest = first_line_of(file, str(path))
+                    blocks = text_blocks(file, str(path), first_line=2, start=rest)
+                    yield from _in_order(pool, partial(parse_block, layout=layout), blocks)
+
+    def blocks(self) -> Iterator[tuple[TextBlock, Layout]]:
+        """The blocks of all files, in order, not parsed."""
+        for path, layout in zip(self._paths, self._layouts, strict=True):
+            with open_text(path) as file:
+                _, rest = first_line_of(file, str(path))
+                for block in text_blocks(file, str(path), first_line=2, start=rest):
+                    yield block, layout
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, parse: Callable[[TextBlock], ParsedBlock], blocks: Iterable[TextBlock]
+) -> Iterator[ParsedBlock]:
+    ahead: deque[Future[ParsedBlock]] = deque()
+    for block in blocks:
+        ahead.append(pool.submit(parse, block))
+        if len(ahead) > THREADS:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
+
+
+def _layout(path: Path, kind: Kind) -> Layout:
+    line, has_rows = _header(path)
+    layout = _mapped_layout(path, line, kind) if kind.mapped else _fixed_layout(path, line, kind)
+    if not has_rows:
+        raise UserError(f"{path} holds a header line and no rows.")
+    return layout
+
+
+def _fixed_layout(path: Path, line: str, kind: Kind) -> Layout:
+    found = tuple(line.split(","))
+    if found != kind.header:
+        raise UserError(
+            f"{path}:1: not the header of {kind.name}: {_header_problem(found, kind)}.\n"
+            f"  expected: {','.join(kind.header)}\n  found:    {line[:1000]}"
+        )
+    return Layout(kind.header, kind.columns)
+
+
+def _header(path: Path) -> tuple[str, bool]:
+    """The first line of a file, and whether anything follows it."""
+    with open_text(path) as file:
+        line, rest = first_line_of(file, str(path))
+        has_rows = bool(rest or file.read(1))
+    if b"\0" in line:
+        raise UserError(f"{path}:1 holds a NUL byte: this is not a text file in UTF-8.")
+    try:
+        return line.decode(), has_rows
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:1 is not UTF-8 ({error}). Convert the file to UTF-8.") from None
+
+
+def header_of(path: Path) -> tuple[str, ...]:
+    """The fields of a comma-separated file's header."""
+    return tuple(_header(path)[0].split(","))
+
+
+def _mapped_layout(path: Path, line: str, kind: Kind) -> Layout:
+    """The layout of a file whose columns are found by name; the separator is the one with which they are."""
+    wanted = set(kind.header)
+    separator = max(SEPARATORS, key=lambda s: (len(wanted & set(_fields(line, s))), -SEPARATORS.index(s)))
+    fields = _fields(line, separator)
+    missing = [name for name in kind.header if name not in fields]
+    if missing:
+        raise UserError(
+            f"{path}:1: there is no column {', '.join(map(repr, missing))}. The columns are {', '.join(fields)[:1000]}. "
+            "Correct the mapping of columns."
+        )
+    twice = [name for name in kind.header if fields.count(name) > 1]
+    if twice:
+        raise UserError(f"{path}:1: column {twice[0]} stands {fields.count(twice[0])} times. Name the columns apart.")
+    # Columns that are not read may share names; the reader needs distinct ones.
+    distinct = tuple(name if name in wanted else f"{place}: {name}" for place, name in enumerate(fields))
+    return Layout(distinct, kind.columns, separator, quoted=True)
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    return next(csv.reader([line], delimiter=separator), [])
+
+
+def _with_id_types(path: Path, kind: Kind) -> Kind:
+    """The kind with integer ids where those of the file's first row are integers."""
+    layout = _layout(path, kind)
+    with open_text(path) as file:
+        _, rest = first_line_of(file, str(path))
+        row = next(text_blocks(file, str(path), first_line=2, start=rest)).data.partition(b"\n")[0]
+    fields = dict(zip(layout.fields, _fields(row.decode("latin-1").removesuffix("\r"), layout.separator), strict=False))
+    return replace(kind, columns=tuple(with_id_type(column, fields.get(column.name, "")) for column in kind.columns))
+
+
+def with_id_type(column: Column, first: str) -> Column:
+    """An id column as integers if its first value is one, as text otherwise; any other column as it is."""
+    if column.role not in (Role.USER, Role.ITEM):
+        return column
+    integers = Column(column.name, column.role, "int64")
+    return integers if not problem_of(integers, first.encode("latin-1")) else column
+
+
+def _header_problem(found: tuple[str, ...], kind: Kind) -> str:
+    expected, others = kind.header, kinds_with_header(found)
+    if others:
+        return f"these are the {len(found)} columns of {' and '.join(others)}; use --kind {' or '.join(others)}"
+    if all(re.fullmatch(r"-?[0-9]+(\.[0-9]*)?|\\N|True|False", name) for name in found):
+        return "the first line holds values; put the header line in front of it"
+    separators = [separator for separator in SEPARATORS[1:] if len(found) == 1 and separator in found[0]]
+    if separators:
+        return f"the fields are separated by {separators[0]!r}; they must be separated by commas"
+    problems = [f"column {name} is missing" for name in expected if name not in found]
+    problems += [f"column {name!r} is unknown" for name in dict.fromkeys(found) if name not in expected]
+    problems += [f"column {name} stands {found.count(name)} times" for name in expected if found.count(name) > 1]
+    if not problems:
+        problems = [
+            f"column {place} should be {wanted} and is {name}"
+            for place, (wanted, name) in enumerate(zip(expected, found, strict=True), 1)
+            if wanted != name
+        ]
+    return "; ".join(problems)

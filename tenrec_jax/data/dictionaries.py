@@ -1,0 +1,121 @@
+"""What ingestion learns of users and items while rows stream by: dense ids by first appearance, and features."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tenrec_jax.data.schema import Column
+
+
+class IntegerIds:
+    """Dense ids 1, 2, ... of raw int64 ids, in order of first appearance, in about 12 bytes an id.
+
+    The known ids lie in sorted runs, each at least twice as long as the next (a log-structured merge), so that a block of new ids costs
+    no pass over all known ones.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[np.ndarray, np.ndarray]] = []
+        self._raw: list[np.ndarray] = []
+        self.count = 0
+
+    def encode(self, raw_R: pa.Array) -> np.ndarray:
+        """Dense ids of raw ids, int32 [R]; new ones are numbered on."""
+        encoded = raw_R.dictionary_encode()
+        distinct_D = encoded.dictionary.to_numpy()
+        dense_D = self._find(distinct_D)
+        is_new_D = dense_D == 0
+        new = distinct_D[is_new_D]
+        if len(new):
+            dense = np.arange(self.count + 1, self.count + 1 + len(new), dtype=np.int32)
+            dense_D[is_new_D] = dense
+            self._raw.append(new)
+            self.count += len(new)
+            self._add_run(new, dense)
+        return dense_D[encoded.indices.to_numpy()]
+
+    def raw(self) -> pa.Array:
+        """Raw ids of the dense ids 1, 2, ..."""
+        return pa.array(np.concatenate([np.empty(0, np.int64), *self._raw]))
+
+    def _find(self, raw_D: np.ndarray) -> np.ndarray:
+        dense_D = np.zeros(len(raw_D), np.int32)
+        for raw, dense in self._runs:
+            place_D = np.minimum(np.searchsorted(raw, raw_D), len(raw) - 1)
+            found_D = raw[place_D] == raw_D
+            dense_D[found_D] = dense[place_D[found_D]]
+        return dense_D
+
+    def _add_run(self, raw: np.ndarray, dense: np.ndarray) -> None:
+        order = np.argsort(raw)
+        raw, dense = raw[order], dense[order]
+        while self._runs and len(self._runs[-1][0]) < 2 * len(raw):
+            raw, dense = (np.concatenate(pair) for pair in zip(self._runs.pop(), (raw, dense), strict=True))
+            order = np.argsort(raw, kind="stable")
+            raw, dense = raw[order], dense[order]
+        self._runs.append((raw, dense))
+
+
+class TextIds:
+    """Dense ids of raw ids that are text; as `IntegerIds`, in the memory of a dict of strings."""
+
+    def __init__(self) -> None:
+        self._dense: dict[str, int] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of ids."""
+        return len(self._dense)
+
+    def encode(self, raw_R: pa.Array) -> np.ndarray:
+        """Dense ids of raw ids, int32 [R]; new ones are numbered on."""
+        encoded = raw_R.dictionary_encode()
+        dense_D = [self._dense.setdefault(raw, len(self._dense) + 1) for raw in encoded.dictionary.to_pylist()]
+        return np.asarray(dense_D, np.int32)[encoded.indices.to_numpy()]
+
+    def raw(self) -> pa.Array:
+        """Raw ids of the dense ids 1, 2, ..."""
+        return pa.array(list(self._dense), pa.string())
+
+
+def make_ids(dtype: pa.DataType) -> IntegerIds | TextIds:
+    """An empty dictionary for raw ids of a type."""
+    return IntegerIds() if pa.types.is_integer(dtype) else TextIds()
+
+
+class Feature:
+    """A feature of users or items: the first value of each id that is not missing."""
+
+    def __init__(self, column: Column) -> None:
+        self._column, self._code = column, np.zeros(1, np.int32)
+        self._names = TextIds() if column.form == "text" else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the values 1, 2, ... of a feature that is text."""
+        return tuple(self._names.raw().to_pylist()) if self._names else ()
+
+    def update(self, id_R: np.ndarray, values: pa.Array, count: int) -> np.ndarray:
+        """Take note of rows: their dense ids, up to `count`, and values. Returns which rows contradict the id's value, bool [R]."""
+        code_R = self._codes(values)
+        if count >= len(self._code):
+            self._code = np.concatenate([self._code, np.zeros(max(count + 1, len(self._code)), np.int32)])
+        fresh = np.flatnonzero((code_R != 0) & (self._code[id_R] == 0))[::-1]
+        self._code[id_R[fresh]] = code_R[fresh]  # from the last row to the first, which stays
+        return (code_R != 0) & (code_R != self._code[id_R])
+
+    def codes(self, count: int) -> np.ndarray:
+        """Codes of the dense ids 1..count, int32."""
+        code = np.zeros(count, np.int32)
+        known = self._code[1 : count + 1]
+        code[: len(known)] = known
+        return code
+
+    def _codes(self, values: pa.Array) -> np.ndarray:
+        if self._names is not None:
+            code_R = np.zeros(len(values), np.int32)
+            given_R = pc.is_valid(values).to_numpy(zero_copy_only=False)
+            code_R[given_R] = self._names.encode(values.drop_null())
+            return code_R
+        codes = values.cast(pa.int32())
+        return pc.fill_null(pc.add(codes, 1), 0).to_numpy() if self._column.nulls else codes.to_numpy()

@@ -1,0 +1,210 @@
+"""From rows in the order of a source to rows in blocks of one user each, in bounded memory.
+
+Encoded rows are spilled to disk in chunks, sorted inside a chunk into buckets of `BUCKET_USERS` dense user ids. A bucket is then
+gathered from all chunks, brought into order and becomes one Parquet shard, whatever the size of the log.
+"""
+
+import hashlib
+import itertools
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tenrec_jax.data.schema import ITEM, USER
+
+BUCKET_USERS = 8192
+CHUNK_ROWS = 1 << 21
+ROW_GROUP_ROWS = 1 << 17
+
+
+class Spill:
+    """Encoded rows on their way to the shards.
+
+    Args:
+        folder: an empty folder for temporary files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = self.rows = 0
+        self._chunks: list[dict[int, int]] = []  # of each chunk: the place of a bucket's batch in its file
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        """Take rows with dense ids in the columns `user` and `item`, in the order of the source."""
+        self._pending.append(rows)
+        self._pending_rows += rows.num_rows
+        self.rows += rows.num_rows
+        if self._pending_rows >= CHUNK_ROWS:
+            self._write()
+
+    def buckets(self) -> Iterator[pa.Table]:
+        """All rows, bucket by bucket in the order of dense user ids; inside a bucket in the order of the source."""
+        self._write()
+        places: dict[int, list[int]] = {}
+        for chunk, places_of_chunk in enumerate(self._chunks):
+            for bucket in places_of_chunk:
+                places.setdefault(bucket, []).append(chunk)
+        for bucket in sorted(places):
+            batches = []
+            for chunk in places[bucket]:
+                with pa.OSFile(str(self._path(chunk))) as file:
+                    batches.append(pa.ipc.open_file(file).get_batch(self._chunks[chunk][bucket]))
+            yield pa.Table.from_batches(batches)
+
+    def remove(self) -> None:
+        """Delete the temporary files and their folder."""
+        shutil.rmtree(self._folder)
+
+    def _write(self) -> None:
+        if not self._pending_rows:
+            return
+        rows = pa.Table.from_batches(self._pending).combine_chunks().to_batches()[0]
+        self._pending, self._pending_rows = [], 0
+        bucket_R = ((rows[USER].to_numpy() - 1) // BUCKET_USERS).astype(np.int32)
+        if (bucket_R[1:] < bucket_R[:-1]).any():
+            order = np.argsort(bucket_R, kind="stable")
+            rows, bucket_R = rows.take(pa.array(order)), bucket_R[order]
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(bucket_R)) + 1, [len(bucket_R)]]).tolist()
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with pa.ipc.new_file(str(self._path(len(self._chunks))), rows.schema, options=options) as writer:
+            for start, stop in itertools.pairwise(starts):
+                writer.write_batch(rows.slice(start, stop - start))
+        self._chunks.append({int(bucket_R[start]): place for place, start in enumerate(starts[:-1])})
+
+    def _path(self, chunk: int) -> Path:
+        return self._folder / f"chunk-{chunk:05d}.arrow"
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """How the rows of a user stand.
+
+    Attributes:
+        time: name of the column that orders them; empty keeps the order of the source.
+        drop_exact: keep only the first of rows that are equal in every column.
+    """
+
+    time: str = ""
+    drop_exact: bool = False
+
+
+class Repeats(NamedTuple):
+    """What repeats in a log. repeated_pairs: rows whose (user, item) stood on an earlier row. duplicate_rows: rows that equal an
+    earlier row in every column. contradicting_pairs: (user, item) pairs whose rows differ in an action.
+    """
+
+    repeated_pairs: int = 0
+    duplicate_rows: int = 0
+    contradicting_pairs: int = 0
+
+
+class Bucket(NamedTuple):
+    """The rows of some users in their final order."""
+
+    rows: pa.Table
+    repeats: Repeats
+
+
+def in_order(rows: pa.Table, order: RowOrder, actions: Sequence[str]) -> Bucket:
+    """Bring a bucket's rows into blocks of one user each and count its repeats.
+
+    Args:
+        rows: of some users, all of each; in the order of the source.
+        order: of a user's rows.
+        actions: columns that hold labels.
+    """
+    user_R = rows[USER].to_numpy()
+    keys = (rows[order.time].to_numpy(), user_R) if order.time else (user_R,)
+    if order.time or (user_R[1:] < user_R[:-1]).any():
+        rows = rows.take(pa.array(np.lexsort(keys)))
+    repeats, duplicate_R = _repeats(rows, actions)
+    if order.drop_exact and len(duplicate_R):
+        rows = rows.take(pa.array(np.delete(np.arange(rows.num_rows), duplicate_R)))
+    return Bucket(rows, repeats)
+
+
+def _repeats(rows: pa.Table, actions: Sequence[str]) -> tuple[Repeats, np.ndarray]:
+    """The counts, and the numbers of the rows that equal an earlier row."""
+    pair_R = rows[USER].to_numpy().astype(np.int64) << 32 | rows[ITEM].to_numpy()
+    order = np.argsort(pair_R, kind="stable")  # the fast one where users stand in blocks
+    is_again = pair_R[order[1:]] == pair_R[order[:-1]]
+    again = np.flatnonzero(is_again)
+    if not len(again):
+        return Repeats(), again
+    suspect = np.sort(order[np.union1d(again, again + 1)])
+    suspects = rows.take(pa.array(suspect))
+    place = pa.array(np.arange(len(suspect)))
+    firsts = suspects.append_column("place", place).group_by(suspects.column_names).aggregate([("place", "min")])
+    duplicates = np.setdiff1d(np.arange(len(suspect)), firsts["place_min"].to_numpy())
+    per_pair = suspects.group_by([USER, ITEM]).aggregate([(name, how) for name in actions for how in ("min", "max")])
+    differs = [pc.not_equal(per_pair[f"{name}_min"], per_pair[f"{name}_max"]).to_numpy() for name in actions]
+    contradicting = int(np.logical_or.reduce(differs).sum())
+    return Repeats(len(again), len(duplicates), contradicting), suspect[duplicates]
+
+
+def write_shard(rows: pa.Table, path: Path) -> None:
+    """Write a bucket as a Parquet file with page checksums; a row group holds whole users, `ROW_GROUP_ROWS` rows or a little more."""
+    user_R = rows[USER].to_numpy()
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(user_R)) + 1])
+    groups = np.unique(np.searchsorted(starts, np.arange(0, len(user_R), ROW_GROUP_ROWS)))
+    cuts = [*starts[groups[groups < len(starts)]].tolist(), len(user_R)]
+    # Items are too many for a dictionary: trying one costs time and space.
+    encoding = {"use_dictionary": [name for name in rows.column_names if name != ITEM]}
+    with pq.ParquetWriter(
+        path, rows.schema, compression="zstd", compression_level=1, write_page_checksum=True, **encoding
+    ) as writer:
+        for start, stop in itertools.pairwise(cuts):
+            writer.write_table(rows.slice(start, stop - start), row_group_size=max(1, stop - start))
+    flush(path)
+
+
+class ColumnFile:
+    """A .npy file that grows by rows; its header is completed when it is closed."""
+
+    _HEADER_BYTES = 128
+
+    def __init__(self, path: Path, dtype: str, width: int = 0) -> None:
+        self._path, self._dtype, self._width, self._rows = path, np.dtype(dtype), width, 0
+        self._file, self._digest = path.open("wb"), hashlib.sha256()
+        self._file.write(bytes(self._HEADER_BYTES))
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows: [R], or [R, width]."""
+        data = np.ascontiguousarray(rows, self._dtype).data
+        self._file.write(data)
+        self._digest.update(data)
+        self._rows += len(rows)
+
+    def close(self) -> None:
+        """Complete the file and flush it to disk."""
+        dtype, shape, _ = self.described()
+        self._file.seek(0)
+        descr = {"descr": dtype, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, descr)
+        if self._file.tell() != self._HEADER_BYTES:
+            raise RuntimeError(f"{self._path}: the header of a .npy file took {self._file.tell()} bytes")
+        self._file.close()
+        flush(self._path)
+
+    def described(self) -> tuple[str, tuple[int, ...], str]:
+        """Type, shape, and SHA-256 of the values."""
+        shape = (self._rows, self._width) if self._width else (self._rows,)
+        return self._dtype.str, shape, self._digest.hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Force a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
