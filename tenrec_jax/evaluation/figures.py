@@ -94,7 +94,9 @@ def log_curve(name: str, title: str, series: Mapping[str, Mapping[float, float]]
 def bar_chart(
     name: str, title: str, values: Mapping[str, float], *, mark: float | None = None, low: float = 0.0
 ) -> str:
-    """A horizontal bar a value, from `low` on; `mark` is where a vertical line stands."""
+    """A horizontal bar a value, from `low` on; `mark` is where a vertical line stands. Nothing where there is no value."""
+    if not values:
+        return ""
 
     def draw(axes: Any) -> None:
         axes.barh(

@@ -1,7 +1,7 @@
 """The report on a table: `stats.json` for programs, `stats.html` for people; one page that needs nothing else."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -287,17 +287,17 @@ def _history(leakage: Leakage) -> str:
     history = leakage.history
     if history is None:
         return ""
-    values: Mapping[str, str] = {
-        "Rows whose item is in their history": percent(history.target_in_history),
-        "Rows whose history holds a later click": percent(history.future),
-        "History entries that the log shows clicked": percent(history.logged),
-        "Users with one and the same history": percent(history.static_users),
-        "Users whose first row has a history": percent(history.filled_first_rows),
-    }
+    shares = [
+        ["rows whose item is in their history", percent(history.target_in_history)],
+        ["rows whose history holds a later click", percent(history.future)],
+        ["history entries that the log shows clicked", percent(history.logged)],
+        ["users with one and the same history", percent(history.static_users)],
+        ["users whose first row has a history", percent(history.filled_first_rows)],
+    ]
     lengths = [[length, percent(share)] for length, share in history.lengths.items()]
     return (
         heading("History columns")
-        + facts(values)
+        + table("What the history columns hold", ["", "share"], shares)
         + paragraph(
             "A history that is there on a user's first row, and is the same on all his rows, was made from clicks of which some "
             "come after the row: such columns leak the future. Where the rows of those clicks were deleted from the log (as in "
