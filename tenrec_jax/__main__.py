@@ -9,23 +9,35 @@ from pathlib import Path
 from tenrec_jax import __version__
 from tenrec_jax.data.ingest import DUPLICATES, IngestOptions, ingest
 from tenrec_jax.data.interactions import RawId
+from tenrec_jax.data.leakage import DEFAULT_ALARM
 from tenrec_jax.data.logs import KIND_NAMES, parse_columns
 from tenrec_jax.data.quarantine import FILE as QUARANTINE_FILE
 from tenrec_jax.data.schema import TWIN_KINDS
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.report import write_report
+from tenrec_jax.evaluation.stats_report import JSON_FILE, PAGE_FILE, summary, write_stats
+from tenrec_jax.files import json_text
 from tenrec_jax.recommender import Recommendations, Recommender
 
 EXAMPLES = """examples:
   tenrec-jax synth --kind qb_video --rows 300000 --seed 0 --out twin.csv
   tenrec-jax ingest twin.csv --kind qb_video --out table
   tenrec-jax ingest my.csv.gz --kind custom --columns '{"user": "uid", "item": "vid", "click": "watched"}' --out table2
+  tenrec-jax stats table
   tenrec-jax recommend --recommender runs/quickstart/recommender --user 1 --k 10
   tenrec-jax recommend --recommender runs/quickstart/recommender --history 12,7,99 --json
   tenrec-jax report runs/quickstart
 
 Training and evaluation are run from a config: python experiments/launch.py --help
+"""
+
+
+STATS_EXAMPLES = """examples:
+  tenrec-jax stats table                                  the default split, written into the table's folder
+  tenrec-jax stats table --protocol leave_one_out --out report
+  tenrec-jax stats table --json | python -m json.tool     everything, for programs
+  tenrec-jax stats table --truth twin.truth.parquet       a synthetic twin beside Tenrec's published numbers
 """
 
 
@@ -87,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     table.set_defaults(run=_ingest)
 
+    _add_stats(commands)
+
     recommend = commands.add_parser("recommend", help="recommend items to a user, or from a history")
     recommend.add_argument("--recommender", type=Path, required=True, help="folder that launch.py wrote")
     who = recommend.add_mutually_exclusive_group(required=True)
@@ -101,6 +115,39 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_folder", type=Path, metavar="RUN", help="workdir of the run")
     report.set_defaults(run=lambda options: print(write_report(options.run_folder)))
     return parser
+
+
+def _add_stats(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    stats = commands.add_parser(
+        "stats",
+        help="describe a table: sizes, distributions, repeats, the split and what leaks",
+        description="Writes stats.json and stats.html, a page of its own, and prints the main numbers.",
+        epilog=STATS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    stats.add_argument("directory", type=Path, metavar="DIR", help="folder that tenrec-jax ingest wrote")
+    stats.add_argument("--out", type=Path, metavar="DIR2", help="folder to write to (default: DIR)")
+    stats.add_argument("--protocol", default="per_user_order", help="split to describe (default: %(default)s)")
+    stats.add_argument(
+        "--leak_auc",
+        type=float,
+        default=DEFAULT_ALARM,
+        help="flag a column that alone reaches this click AUC (default: %(default)s, the best that sound models reach on Tenrec)",
+    )
+    stats.add_argument("--truth", type=Path, metavar="FILE", help="a twin's .truth.parquet: judge the twin's targets")
+    stats.add_argument("--json", action="store_true", help="machine-readable output")
+    stats.set_defaults(run=_stats)
+
+
+def _stats(options: argparse.Namespace) -> None:
+    out = options.out or options.directory
+    report = write_stats(
+        options.directory, out, protocol=options.protocol, leak_auc=options.leak_auc, truth=options.truth
+    )
+    if options.json:
+        print(json_text(report.to_json()), end="")
+    else:
+        print(f"{summary(report)}\nwritten: {out / JSON_FILE}, {out / PAGE_FILE}")
 
 
 def _synth(options: argparse.Namespace) -> None:

@@ -19,8 +19,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of indented JSON. NaN is written as null: a metric that is not defined has no number."""
-    write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+    """`write_text` of `json_text`."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON. NaN is written as null: a metric that is not defined has no number."""
+    return json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -4,8 +4,9 @@
 columns in their order and, for `ctr_1m`, the ten history columns with the deletion of rows that goes with them.
 """
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +20,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tenrec_jax.data.schema import ACTIONS, NULL, TWIN_KINDS, kind_named
-from tenrec_jax.data.twin_model import (
-    Catalogue,
-    Intercepts,
-    Ints,
-    Population,
-    Rates,
-    draw_catalogue,
-    draw_population,
-    react,
-    simulate,
-    solve_intercepts,
-    watching_times,
-)
+from tenrec_jax.data.twin_model import Catalogue, Ints, Population, draw_catalogue, draw_population
+from tenrec_jax.data.twin_play import Intercepts, react, simulate, solve_intercepts, watching_times
+from tenrec_jax.data.twin_recipes import Crowd, Recipe, recipe_of
 from tenrec_jax.errors import UserError
 
 HISTORY = 10
-CHUNK_USERS = 4096
-SMALLEST_CATALOGUE = 300
+CHUNK_ROWS = 500_000
+SMALLEST_LOG = 6_000  # rows for which the catalogue is made at least
 
 
 @dataclass(frozen=True)
@@ -49,15 +40,6 @@ class TwinSummary:
     users: int
     items: int
     click_rate: float
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """Rates before any row is deleted, items in the catalogue per row of the file, whether there are history columns."""
-
-    rates: Rates
-    items_per_row: float
-    history: bool
 
 
 class _Chunk(NamedTuple):
@@ -107,10 +89,10 @@ def write_twin(path: Path, *, kind: str, rows: int, seed: int, progress: bool = 
         raise UserError(f"There is no synthetic twin of {kind}; choose one of {', '.join(TWIN_KINDS)}.")
     if rows < 1 or seed < 0:
         raise UserError(f"rows is {rows} and seed is {seed}: give at least 1 row and a seed of at least 0.")
-    recipe, header, truth = _recipe(kind), kind_named(kind).header, path.with_suffix(".truth.parquet")
+    recipe, header, truth = recipe_of(kind), kind_named(kind).header, path.with_suffix(".truth.parquet")
     rng = np.random.default_rng([seed, rows, 0])
-    catalogue = draw_catalogue(max(round(rows * recipe.items_per_row), SMALLEST_CATALOGUE), rng)
-    intercepts = solve_intercepts(catalogue, recipe.rates, rng)
+    catalogue = draw_catalogue(recipe.popularity, max(rows, SMALLEST_LOG), recipe.item_bias, rng)
+    intercepts = [solve_intercepts(catalogue, recipe, crowd, rows, rng) for crowd in recipe.crowds]
     ids = _Ids(catalogue.topic_N.size)
     users = clicks = 0
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,34 +112,37 @@ def write_twin(path: Path, *, kind: str, rows: int, seed: int, progress: bool = 
     return TwinSummary(path, truth, rows, users, int(ids.written_N.sum()), clicks / rows)
 
 
-def _recipe(kind: str) -> _Recipe:
-    if kind == "qb_video":
-        return _Recipe(Rates(0.65, (0.0268, 0.0011, 0.0016), (0.0087, 0.00025, 0.00075)), 0.05, history=False)
-    return _Recipe(Rates(0.30, (0.0435, 0.0048, 0.0034), (0.0113, 0.0012, 0.0009)), 0.03, history=True)
+def _chunks(
+    recipe: Recipe, catalogue: Catalogue, intercepts: Sequence[Intercepts], rows: int, seed: int
+) -> Iterator[_Chunk]:
+    """Chunks of whole users, numbered on from one chunk to the next, until there are exactly `rows` rows.
 
-
-def _chunks(recipe: _Recipe, catalogue: Catalogue, intercepts: Intercepts, rows: int, seed: int) -> Iterator[_Chunk]:
-    """Chunks of whole users, numbered on from one chunk to the next, until there are exactly `rows` rows."""
-    number, users = 1, 0
-    while rows:
-        rng = np.random.default_rng([seed, rows, number])
-        chunk = _chunk(recipe, catalogue, intercepts, rows, rng)
-        yield chunk._replace(user_R=chunk.user_R + users)
-        number, users, rows = number + 1, users + chunk.users, rows - chunk.user_R.size
+    The rows of each crowd come to an end where its share of the log does; its last user's time line is cut there.
+    """
+    number, users, end, done = 1, 0, 0.0, 0
+    for crowd, solved in zip(recipe.crowds, intercepts, strict=True):
+        end += crowd.share
+        while done < round(rows * end):
+            rng = np.random.default_rng([seed, rows, number])
+            chunk = _chunk(recipe, crowd, catalogue, solved, round(rows * end) - done, rng)
+            yield chunk._replace(user_R=chunk.user_R + users)
+            number, users, done = number + 1, users + chunk.users, done + chunk.user_R.size
 
 
 def _chunk(
-    recipe: _Recipe, catalogue: Catalogue, intercepts: Intercepts, most: int, rng: np.random.Generator
+    recipe: Recipe, crowd: Crowd, catalogue: Catalogue, intercepts: Intercepts, most: int, rng: np.random.Generator
 ) -> _Chunk:
-    """At most `CHUNK_USERS` users with at most `most` rows; fewer users where these suffice."""
+    """About `CHUNK_ROWS` rows, at most `most`."""
     extra = HISTORY if recipe.history else 0
-    population = draw_population(catalogue, CHUNK_USERS, rng, extra_rows=extra)
+    count = math.ceil(1.1 * min(CHUNK_ROWS, most) / crowd.mean_rows) + 4
+    population = draw_population(catalogue, crowd, count, rng, extra_rows=extra)
     enough = np.searchsorted(np.cumsum(population.length_U - extra), most) + 1
     population = Population._make(column[:enough] for column in population)
-    exposures = simulate(catalogue, population, intercepts.click, rng)
+    exposures = simulate(catalogue, population, recipe, intercepts.click, rng)
     labels_RA, truth_RA = react(exposures, population, intercepts, rng)
     user_R, item_R, click_R = exposures.user_R, exposures.item_R, exposures.click_R
-    watching_R = watching_times(user_R * catalogue.topic_N.size + item_R, labels_RA, rng)
+    pair_R = user_R * catalogue.topic_N.size + item_R
+    watching_R = watching_times(recipe.watching, pair_R, labels_RA, rng)
     if recipe.history:
         end = end_of_rows(user_R, item_R, click_R, most)
         history_US, keep_R = history_and_kept(user_R[:end], item_R[:end], click_R[:end])

@@ -1,31 +1,13 @@
-"""The planted model of the Tenrec twin: who is shown what, and how probable each reaction is.
+"""The planted model of the Tenrec twin: its items and its users. `twin_play` plays the users forward.
 
-Items. Item i has a topic z_i (one of 60), a unit vector v_i near its topic's centre, a popularity weight exp(3.4 g_i) with
-g_i ~ N(0, 1) (log-normal: Zipf-like, concave in log-log), a bias b_i = 0.72 (0.3 g_i + 0.95 e_i) (click-bait, partly
-popularity) and a binary category s_i = -1 or +1 (0 where missing).
+Items. Item i has a topic z_i (one of 30), a unit vector v_i near its topic's centre, a popularity weight (its law is in
+`twin_recipes`; g_i is its normal quantile), a bias b_i = s_item (0.3 g_i + 0.95 e_i) (click-bait, partly popularity) and a
+binary category s_i = -1 or +1 (0 where missing).
 
-Users. User u has n_u = 82 exp(0.915 e_u) exposures (log-normal: median 82, 90th percentile 265), a bias b_u of standard
-deviation 0.88, a preference between the categories c_u of 0.35, correlated propensities to like, share and follow, and a
-taste: three topics with weights w = .6, .25, .15 and a personal offset, theta_u(t) = sum_j w_j centre[topic_j(t)] + r_u.
-The topics depend weakly on age, and one of them is replaced every 200 exposures on average (slow drift).
-
-Recent interest a_u(k) in topic k decays by the factor 0.8 with every exposure; then a click on topic k adds 1 to it, and an
-exposure of topic k without a click halves it. Let A = sum_k a_u(k).
-
-Exposures. With probability 0.4 A / (1 + A) the topic comes from recent interest (topic k with probability a_u(k) / A);
-otherwise with probability 0.2 there is none (the item is drawn from the whole catalogue); otherwise it comes from the
-taste. Items are drawn by popularity, and drawn again if the user has seen them, but for 1.4 % of planted repeats.
-
-Reactions, with z the item's topic and c the click:
-
-    logit P(click)      = intercept + b_u + b_i + 1.8 theta_u(t) . v_i + 1.6 a_u(z) / (1 + a_u(z)) + c_u s_i
-    logit P(action | c) = intercept[action, c] + propensity_u[action] + slope[action] theta_u(t) . v_i
-
-The intercepts are solved so that the rates meet their targets. A click changes recent interest, and with it what is shown
-next and how it is received: a user's latest rows tell what neither the user's identity nor an item's popularity does.
-
-With few rows the catalogue is small and users soon have seen all that is popular, so the rows are spread more evenly over
-the items than in the real files: the top 1 % of the items have 20 % of 300,000 rows, 40 % of 2,000,000.
+Users. User u has n_u exposures and a bias b_u (laws of the crowd, in `twin_recipes`), a preference between the categories
+c_u of 0.35, correlated propensities to like, share and follow, and a taste: three topics with weights w = .6, .25, .15 and
+a personal offset, theta_u(t) = sum_j w_j centre[topic_j(t)] + r_u. The topics depend weakly on age, and one of them is
+replaced every 200 exposures on average (slow drift).
 """
 
 from statistics import NormalDist
@@ -34,38 +16,23 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tenrec_jax.data.twin_recipes import Crowd, Popularity
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-TOPICS, WIDTH = 60, 16
-POPULARITY_SPREAD, USER_BIAS, ITEM_BIAS, CLICK_BAIT = 3.4, 0.88, 0.72, 0.3
-ITEM_OFFSET, USER_OFFSET, AGE_TILT = 0.7, 0.35, 0.3
-MATCH, RECENT, CATEGORY_TASTE = 1.8, 1.6, 0.35
-LENGTH_MEDIAN, LENGTH_SPREAD, LENGTH_CAP = 82.0, 0.915, 5_995
+TOPICS, WIDTH = 30, 16
+CLICK_BAIT, ITEM_OFFSET, USER_OFFSET, AGE_TILT = 0.3, 0.7, 0.35, 0.3
+CATEGORY_TASTE = 0.35
 TASTE_WEIGHTS = np.array([0.6, 0.25, 0.15])
-DRIFT, DECAY = 1 / 200, 0.8
-RECENT_ARM, POPULAR_ARM, REPEATS, TRIES = 0.4, 0.2, 0.014, 6
-# Like, share, follow: spread of the users' propensities, the part of its variance that they share, slope of the match.
-PROPENSITY, SHARED_PROPENSITY, ACTION_MATCH = np.array([2.3, 1.6, 1.8]), 0.6, np.array([0.8, 0.5, 0.7])
+# The part of the variance of the propensities that like, share and follow have in common.
+SHARED_PROPENSITY = 0.6
 # Shares of rows in ctr_data_1M by value: categories missing and 1, genders, ages.
 CATEGORY_MISSING, CATEGORY_ONE = 0.0132, 0.457
 GENDER = np.array([0.1880, 0.5801, 0.2319])
 AGE = np.array([0.1861, 0.0198, 0.4915, 0.2124, 0.0660, 0.0179, 0.0055, 0.0008])
-
-
-class Rates(NamedTuple):
-    """Target rates: of clicks, and of like, share, follow on rows with and without a click."""
-
-    click: float
-    given_click: tuple[float, float, float]
-    without_click: tuple[float, float, float]
-
-
-class Intercepts(NamedTuple):
-    """Of the click logit, and of like, share, follow (rows) without and with a click (columns)."""
-
-    click: float
-    action_A2: Floats
+STRATA = 32
+_QUANTILE_STEPS = 1_000
 
 
 class Catalogue(NamedTuple):
@@ -75,9 +42,9 @@ class Catalogue(NamedTuple):
     `category_N` is 0 (missing), 1 or 2; `age_topics_GK` the cumulative probability of the topics by age.
     """
 
-    topic_N: Ints
+    topic_N: NDArray[np.int8]
     vector_ND: NDArray[np.float32]
-    bias_N: Floats
+    bias_N: NDArray[np.float32]
     category_N: NDArray[np.int8]
     edge_N: Floats
     first_K: Ints
@@ -98,30 +65,26 @@ class Population(NamedTuple):
     age_U: Ints
 
 
-class Exposures(NamedTuple):
-    """R rows, one block a user in the order of the population, each block in the user's own time order."""
-
-    user_R: Ints
-    item_R: Ints
-    logit_R: Floats
-    match_R: Floats
-    click_R: NDArray[np.bool_]
-
-
-def draw_catalogue(size: int, rng: np.random.Generator) -> Catalogue:
-    """Draws `size` items."""
-    centre_KD = _unit(rng.normal(size=(TOPICS, WIDTH)))
-    topic_N = np.sort(rng.choice(TOPICS, size=size, p=rng.dirichlet(np.full(TOPICS, 8.0))))
-    offset_ND = rng.normal(size=(size, WIDTH)) * (ITEM_OFFSET / np.sqrt(WIDTH))
-    popularity_N, other_N = rng.normal(size=(2, size))
-    mass_N = np.cumsum(np.exp(POPULARITY_SPREAD * popularity_N))
+def draw_catalogue(law: Popularity, rows: int, item_bias: float, rng: np.random.Generator) -> Catalogue:
+    """Draws the items of a log of so many exposures."""
+    quantile_N, weight_N = draw_popularity(law, rows, rng)
+    size = quantile_N.size
+    centre_KD = unit(rng.normal(size=(TOPICS, WIDTH)))
+    topic_N = rng.choice(TOPICS, size=size, p=rng.dirichlet(np.full(TOPICS, 8.0))).astype(np.int8)
+    topic_N.sort()
+    vector_ND = rng.standard_normal((size, WIDTH), np.float32)
+    vector_ND *= np.float32(ITEM_OFFSET / np.sqrt(WIDTH))
+    vector_ND += centre_KD.astype(np.float32)[topic_N]
+    vector_ND /= np.sqrt(np.einsum("nd,nd->n", vector_ND, vector_ND))[:, None]
+    other_N = rng.normal(size=size)
+    mass_N = np.cumsum(weight_N)
     tilt = np.exp(AGE_TILT * rng.normal(size=(AGE.size, TOPICS)))
     age_topics_GK = np.cumsum(np.bincount(topic_N, minlength=TOPICS) * tilt, axis=1)
     return Catalogue(
         topic_N=topic_N,
-        vector_ND=_unit(centre_KD[topic_N] + offset_ND).astype(np.float32),
-        bias_N=ITEM_BIAS * (CLICK_BAIT * popularity_N + np.sqrt(1 - CLICK_BAIT**2) * other_N),
-        category_N=_categories(popularity_N),
+        vector_ND=vector_ND,
+        bias_N=(item_bias * (CLICK_BAIT * quantile_N + np.sqrt(1 - CLICK_BAIT**2) * other_N)).astype(np.float32),
+        category_N=_categories(weight_N),
         edge_N=np.concatenate([[0.0], mass_N / mass_N[-1]]),
         first_K=np.searchsorted(topic_N, np.arange(TOPICS + 1)),
         centre_KD=centre_KD,
@@ -129,185 +92,108 @@ def draw_catalogue(size: int, rng: np.random.Generator) -> Catalogue:
     )
 
 
-def draw_population(catalogue: Catalogue, count: int, rng: np.random.Generator, *, extra_rows: int = 0) -> Population:
-    """Draws `count` users, each with `extra_rows` exposures more than the log-normal law says."""
-    length_U = np.rint(LENGTH_MEDIAN * np.exp(LENGTH_SPREAD * rng.normal(size=count))).astype(np.int64)
+def draw_popularity(law: Popularity, rows: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Normal quantiles and weights of the items of a log of so many rows, both [N], in random order.
+
+    Places in the order of popularity are spread evenly, so that all seeds have nearly the same concentration.
+
+    Items expected on fewer than `law.rarest` rows stand for several each, so that N grows with what is seen of the
+    catalogue and not with the catalogue.
+    """
+    items = law.items * rows if law.miniature else law.items
+    depth = np.linspace(0, np.log(max(items, 2)), _QUANTILE_STEPS)
+    quantile = upper_normal(depth)
+    weight = _weight(law, quantile)
+    # Items at depth s to s + ds: items exp(-s) ds.
+    density = items * np.exp(-depth)
+    above = np.concatenate([[0.0], np.cumsum(np.diff(depth) * (density * weight)[1:][::-1])])[::-1]
+    rare = weight / above[0] * rows < law.rarest
+    first = int(rare.sum())
+    drawn = max(round(items * np.exp(-depth[first])), 1)
+    quantile_N = upper_normal(depth[first] - np.log(_spread(drawn, rng)))
+    if first:
+        stand_ins = round((above[0] - above[first]) / weight[first])
+        quantile_N = rng.permutation(np.concatenate([quantile_N, np.full(stand_ins, quantile[first])]))
+    return quantile_N, _weight(law, quantile_N)
+
+
+def upper_normal(depth: Floats) -> Floats:
+    """z with P(normal > z) = exp(-depth), interpolated between exact values; depth is clipped to 0.0005..40."""
+    grid = np.geomspace(0.0005, 40, _QUANTILE_STEPS)
+    return np.interp(depth, grid, [-NormalDist().inv_cdf(float(p)) for p in np.exp(-grid)])
+
+
+def draw_population(
+    catalogue: Catalogue, crowd: Crowd, count: int, rng: np.random.Generator, *, extra_rows: int = 0
+) -> Population:
+    """Draws `count` users of a crowd, each with `extra_rows` exposures more than its law says."""
+    normal_U = upper_normal(-np.log(_spread(count, rng)))
+    bend_U = crowd.length_bend * np.maximum(normal_U, 0) ** 2
+    length_U = np.rint(crowd.length_median * np.exp(crowd.length_spread * normal_U - bend_U))
+    length_U = np.clip(length_U, 1, crowd.length_cap).astype(np.int64) + extra_rows
     age_U = rng.choice(AGE.size, size=count, p=AGE)
-    shared, own = rng.normal(size=(count, 1)), rng.normal(size=(count, PROPENSITY.size))
-    propensity_UA = np.sqrt(SHARED_PROPENSITY) * shared + np.sqrt(1 - SHARED_PROPENSITY) * own
+    propensity_A = np.array(crowd.propensity)
+    normals_UK = np.stack([_spread_normal(length_U, rng) for _ in range(2 + propensity_A.size)], axis=1)
+    propensity_UA = np.sqrt(SHARED_PROPENSITY) * normals_UK[:, 1:2] + np.sqrt(1 - SHARED_PROPENSITY) * normals_UK[:, 2:]
     return Population(
-        length_U=np.clip(length_U, 1, LENGTH_CAP) + extra_rows,
-        bias_U=USER_BIAS * rng.normal(size=count),
-        topics_UJ=_topics(catalogue, age_U[:, None], rng.random((count, TASTE_WEIGHTS.size))),
+        length_U=length_U,
+        bias_U=np.maximum(crowd.user_bias * normals_UK[:, 0], _least_bias(crowd, length_U)),
+        topics_UJ=topics_of_age(catalogue, age_U[:, None], rng.random((count, TASTE_WEIGHTS.size))),
         offset_UD=rng.normal(size=(count, WIDTH)) * (USER_OFFSET / np.sqrt(WIDTH)),
         category_taste_U=CATEGORY_TASTE * rng.normal(size=count),
-        propensity_UA=propensity_UA * PROPENSITY,
+        propensity_UA=propensity_UA * propensity_A,
         gender_U=rng.choice(GENDER.size, size=count, p=GENDER),
         age_U=age_U,
     )
 
 
-def simulate(catalogue: Catalogue, population: Population, intercept: float, rng: np.random.Generator) -> Exposures:
-    """Plays all users forward together: step t is the exposure number t of every user who has that many."""
-    rows = int(population.length_U.sum())
-    first_row_U = np.cumsum(population.length_U) - population.length_U
-    order = np.argsort(-population.length_U, kind="stable")
-    users = Population._make(column[order] for column in population)
-    first_row_U = first_row_U[order]
-    steps = int(users.length_U[0])
-    active_T = np.searchsorted(-users.length_U, -np.arange(steps))
-    item_R, click_R = np.empty(rows, np.int64), np.empty(rows, np.bool_)
-    logit_R, match_R = np.empty(rows), np.empty(rows)
-    seen_TU = np.empty((steps, order.size), np.int32)
-    recent_UK = np.zeros((order.size, TOPICS))
-    topics_UJ = users.topics_UJ.copy()
-    taste_UD = _taste(catalogue, topics_UJ, users.offset_UD)
-    sign_N = np.array([0.0, -1.0, 1.0])[catalogue.category_N]
-    for t, n in enumerate(active_T):
-        _drift(catalogue, users, topics_UJ, taste_UD, rng.random((3, n)))
-        item = _next_item(
-            catalogue, _next_topic(recent_UK[:n], topics_UJ[:n], rng.random((3, n))), seen_TU[:t, :n], rng
-        )
-        here = (np.arange(n), catalogue.topic_N[item])
-        match = (taste_UD[:n] * catalogue.vector_ND[item]).sum(axis=1)
-        logit = intercept + users.bias_U[:n] + catalogue.bias_N[item] + users.category_taste_U[:n] * sign_N[item]
-        logit += MATCH * match + RECENT * recent_UK[here] / (1 + recent_UK[here])
-        click = rng.random(n) < _sigmoid(logit)
-        recent_UK[:n] *= DECAY
-        recent_UK[here] = np.where(click, recent_UK[here] + 1, recent_UK[here] / 2)
-        seen_TU[t, :n] = item
-        row = first_row_U[:n] + t
-        item_R[row], click_R[row], logit_R[row], match_R[row] = item, click, logit, match
-    user_R = np.repeat(np.arange(order.size), population.length_U)
-    return Exposures(user_R, item_R, logit_R, match_R, click_R)
+def _spread_normal(length_U: Ints, rng: np.random.Generator) -> Floats:
+    """Standard normals that are spread evenly over users of like length, so that rates over rows vary little."""
+    order = np.argsort(length_U + rng.random(length_U.size))
+    place_U = np.empty(length_U.size)
+    for start in range(0, length_U.size, STRATA):
+        block = order[start : start + STRATA]
+        place_U[block] = _spread(block.size, rng)
+    return upper_normal(-np.log(place_U))
 
 
-def solve_intercepts(catalogue: Catalogue, rates: Rates, rng: np.random.Generator) -> Intercepts:
-    """The intercepts that bring the rates of a pilot simulation (the first 250 exposures of 512 users) to `rates`."""
-    users = draw_population(catalogue, 512, rng)
-    normal = np.array([NormalDist().inv_cdf((k + 0.5) / 512) for k in range(512)])
-    users = users._replace(length_U=np.minimum(users.length_U, 250), bias_U=USER_BIAS * rng.permutation(normal))
-    # The exposures depend on the clicks. This beginning is near enough for two rounds.
-    click = float(np.log(rates.click / (1 - rates.click))) - 1.3
-    for _ in range(2):
-        pilot = simulate(catalogue, users, click, np.random.default_rng(rng.integers(2**63)))
-        click += _solve(rates.click, pilot.logit_R)
-    action_A2 = np.empty((PROPENSITY.size, 2))
-    for clicked, targets in enumerate((rates.without_click, rates.given_click)):
-        match = rng.choice(pilot.match_R[pilot.click_R == bool(clicked)], size=(256, 1))
-        for action, target in enumerate(targets):
-            logit = PROPENSITY[action] * normal[::4] + ACTION_MATCH[action] * match
-            action_A2[action, clicked] = _solve(target, logit)
-    return Intercepts(click, action_A2)
+def _spread(count: int, rng: np.random.Generator) -> Floats:
+    """Uniform numbers in (0, 1], one in each of `count` equal intervals, in random order."""
+    return (rng.permutation(count) + 1 - rng.random(count)) / count
 
 
-def react(
-    exposures: Exposures, population: Population, intercepts: Intercepts, rng: np.random.Generator
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Labels of click, like, share, follow and their true probabilities before the exposure, both [R, 4]."""
-    click_R = _sigmoid(exposures.logit_R)
-    labels_RA = np.empty((click_R.size, 1 + PROPENSITY.size), np.int8)
-    truth_RA = np.empty(labels_RA.shape, np.float32)
-    labels_RA[:, 0], truth_RA[:, 0] = exposures.click_R, click_R
-    for action, (without_click, given_click) in enumerate(intercepts.action_A2):
-        logit = population.propensity_UA[exposures.user_R, action] + ACTION_MATCH[action] * exposures.match_R
-        without, given = _sigmoid(logit + without_click), _sigmoid(logit + given_click)
-        labels_RA[:, 1 + action] = rng.random(logit.size) < np.where(exposures.click_R, given, without)
-        truth_RA[:, 1 + action] = click_R * given + (1 - click_R) * without
-    return labels_RA, truth_RA
+def _least_bias(crowd: Crowd, length_U: Ints) -> Floats:
+    """The bias with which about `least_clicks` clicks are expected: who clicks less often is not in the file."""
+    share_U = np.minimum(crowd.least_clicks / length_U, 0.9)
+    with np.errstate(divide="ignore"):
+        return np.log(share_U / (1 - share_U)) - np.log(crowd.rates.click / (1 - crowd.rates.click))
 
 
-def watching_times(pair_R: Ints, labels_RA: NDArray[np.int8], rng: np.random.Generator) -> Ints:
-    """How often each video was watched: 0.9 times on average without a click, 2.4 with one, 2.5 with a like.
-
-    It follows from the labels, so it must never be an input. The count belongs to the pair of user and item (`pair_R`) and
-    what came of it: a repeated exposure with the same labels is an exact duplicate, as half of Tenrec's repeats are.
-    """
-    clicked, liked = labels_RA[:, 0] == 1, labels_RA[:, 1] == 1
-    glance = np.searchsorted([0.20, 0.92, 0.98], rng.random(pair_R.size), side="right")
-    stay = rng.geometric(np.where(liked, 1 / 2.5, 1 / 2.4))
-    times = np.where(clicked | liked, stay, glance)
-    outcome_R = labels_RA @ (2 ** np.arange(labels_RA.shape[1]))
-    _, first, same = np.unique(pair_R * 2 ** labels_RA.shape[1] + outcome_R, return_index=True, return_inverse=True)
-    return times[first][same]
-
-
-def _next_topic(recent_UK: Floats, topics_UJ: Ints, draws_3U: Floats) -> Ints:
-    """The topic of each user's next exposure, or -1 for the whole catalogue."""
-    total = recent_UK.sum(axis=1)
-    slot = np.searchsorted(np.cumsum(TASTE_WEIGHTS)[:-1], draws_3U[0], side="right")
-    topic = np.where(draws_3U[1] < POPULAR_ARM, -1, topics_UJ[np.arange(total.size), slot])
-    by_recent = np.flatnonzero(draws_3U[2] < RECENT_ARM * total / (1 + total))
-    ladder = np.cumsum(recent_UK[by_recent], axis=1)
-    topic[by_recent] = (ladder / ladder[:, -1:] <= draws_3U[0, by_recent, None]).sum(axis=1)
-    return topic
-
-
-def _next_item(catalogue: Catalogue, topic: Ints, seen_TU: NDArray[np.int32], rng: np.random.Generator) -> Ints:
-    """An item of each user's topic that the user has not seen: by popularity at first, evenly where that keeps failing."""
-    steps, count = seen_TU.shape
-    item, pending = np.empty(count, np.int64), np.arange(count)
-    for attempt in range(TRIES + 2):
-        chosen = topic[pending] if attempt <= TRIES else np.full(pending.size, -1)
-        item[pending] = _draw_items(catalogue, chosen, rng.random(pending.size), evenly=attempt >= TRIES)
-        history = seen_TU if attempt == 0 else seen_TU[:, pending]
-        pending = pending[(history == item[pending].astype(np.int32)).any(axis=0)]
-        if pending.size == 0:
-            break
-    if steps:
-        again = np.flatnonzero(rng.random(count) < REPEATS)
-        item[again] = seen_TU[rng.integers(steps, size=again.size), again]
-    return item
-
-
-def _draw_items(catalogue: Catalogue, topic: Ints, uniform: Floats, *, evenly: bool) -> Ints:
-    everywhere = topic < 0
-    first = np.where(everywhere, 0, catalogue.first_K[topic])
-    end = np.where(everywhere, catalogue.topic_N.size, catalogue.first_K[topic + 1])
-    if evenly:
-        return first + (uniform * (end - first)).astype(np.int64)
-    low, high = catalogue.edge_N[first], catalogue.edge_N[end]
-    item = np.searchsorted(catalogue.edge_N, low + uniform * (high - low), side="right") - 1
-    return np.minimum(item, end - 1)  # the sum can be rounded up to the upper edge
-
-
-def _drift(catalogue: Catalogue, users: Population, topics_UJ: Ints, taste_UD: Floats, draws_3U: Floats) -> None:
-    """Replaces, in place, one topic of the few users whose taste moves at this step."""
-    moved = np.flatnonzero(draws_3U[0] < DRIFT)
-    slot = (draws_3U[1, moved] * TASTE_WEIGHTS.size).astype(np.int64)
-    topics_UJ[moved, slot] = _topics(catalogue, users.age_U[moved], draws_3U[2, moved])
-    taste_UD[moved] = _taste(catalogue, topics_UJ[moved], users.offset_UD[moved])
-
-
-def _topics(catalogue: Catalogue, age: Ints, uniform: Floats) -> Ints:
+def topics_of_age(catalogue: Catalogue, age: Ints, uniform: Floats) -> Ints:
+    """Topics drawn for people of these ages."""
     return (catalogue.age_topics_GK[age] <= uniform[..., None]).sum(axis=-1)
 
 
-def _taste(catalogue: Catalogue, topics_UJ: Ints, offset_UD: Floats) -> Floats:
+def taste(catalogue: Catalogue, topics_UJ: Ints, offset_UD: Floats) -> Floats:
+    """The vectors theta_u, [U, D]."""
     return (catalogue.centre_KD[topics_UJ] * TASTE_WEIGHTS[:, None]).sum(axis=1) + offset_UD
 
 
-def _categories(popularity_N: Floats) -> NDArray[np.int8]:
-    """Categories spread evenly over the ranks of popularity, so that their shares of the rows come out right."""
-    rank = np.arange(popularity_N.size + 1)
-    missing, one = (np.diff(np.floor(rank * share + 0.5)) > 0 for share in (CATEGORY_MISSING, CATEGORY_ONE))
-    category_N = np.empty(popularity_N.size, np.int8)
-    category_N[np.argsort(-popularity_N)] = np.where(missing, 0, np.where(one, 2, 1))
-    return category_N
-
-
-def _solve(rate: float, logit: Floats) -> float:
-    """The b for which the mean of sigmoid(logit + b) is `rate`, by bisection."""
-    low, high = -25.0, 25.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _sigmoid(logit + middle).mean() < rate else (low, middle)
-    return (low + high) / 2
-
-
-def _sigmoid(logit: Floats) -> Floats:
-    return 1 / (1 + np.exp(-logit))
-
-
-def _unit(vectors: Floats) -> Floats:
+def unit(vectors: Floats) -> Floats:
+    """The vectors at length 1."""
     return vectors / np.sqrt((vectors**2).sum(axis=-1, keepdims=True))
+
+
+def _weight(law: Popularity, quantile: Floats) -> Floats:
+    """Weights; from the law's maximum on, where its parabola would fall again, they stay."""
+    top = np.minimum(np.maximum(quantile, 0), law.slope / (2 * law.bend))
+    return np.exp(law.slope * np.minimum(quantile, law.slope / (2 * law.bend)) - law.bend * top**2)
+
+
+def _categories(weight_N: Floats) -> NDArray[np.int8]:
+    """Categories spread evenly over the ranks of popularity, so that their shares of the rows come out right."""
+    rank = np.arange(weight_N.size + 1)
+    missing, one = (np.diff(np.floor(rank * share + 0.5)) > 0 for share in (CATEGORY_MISSING, CATEGORY_ONE))
+    category_N = np.empty(weight_N.size, np.int8)
+    category_N[np.argsort(-weight_N)] = np.where(missing, 0, np.where(one, 2, 1))
+    return category_N

@@ -76,6 +76,41 @@ def learning_curve(name: str, title: str, series: Mapping[str, Mapping[int, floa
     return _drawn(name, title, draw, height=2.5)
 
 
+def log_curve(name: str, title: str, series: Mapping[str, Mapping[float, float]], label: str) -> str:
+    """Values on two logarithmic axes: series -> x -> y, all above 0; `label` names x."""
+
+    def draw(axes: Any) -> None:
+        for place, (entry, values) in enumerate(series.items()):
+            colour, shape = SERIES[place % len(SERIES)]
+            axes.plot(list(values), list(values.values()), color=colour, marker=shape, markersize=4, label=entry)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.minorticks_off()
+        axes.set_xlabel(label)
+
+    return _drawn(name, title, draw, height=2.8)
+
+
+def bar_chart(
+    name: str, title: str, values: Mapping[str, float], *, mark: float | None = None, low: float = 0.0
+) -> str:
+    """A horizontal bar a value, from `low` on; `mark` is where a vertical line stands. Nothing where there is no value."""
+    if not values:
+        return ""
+
+    def draw(axes: Any) -> None:
+        axes.barh(
+            range(len(values)), [value - low for value in values.values()], left=low, color=SERIES[0][0], height=0.6
+        )
+        if mark is not None:
+            axes.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(values)), list(values))
+        axes.set_ylim(len(values) - 0.5, -0.5)
+        axes.set_xlim(left=low)
+
+    return _drawn(name, title, draw, height=0.6 + 0.24 * len(values))
+
+
 def _parts(estimates: Iterable[Estimate]) -> list[list[float]]:
     """Values and both ends of the intervals; NaN, which is not drawn, where one is not defined."""
     rows = [[estimate[key] for key in ("value", "low", "high")] for estimate in estimates]
@@ -106,7 +141,8 @@ def _drawn(name: str, title: str, draw: Callable[[Any], None], *, height: float)
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots()
         draw(axes)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = _inline(buffer.getvalue(), name, title)
     return f"<figure>\n{svg}<figcaption>{escape(title)}</figcaption>\n</figure>\n"

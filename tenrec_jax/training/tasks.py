@@ -18,6 +18,7 @@ from tenrec_jax.timeline import Timeline
 from tenrec_jax.training.parallel import AXIS
 from tenrec_jax.training.trainer import Batch, LossSum
 
+RAREST = 1e-6
 Evaluate = Callable[[Any], tuple[float, dict[str, float]]]
 
 
@@ -148,7 +149,7 @@ class RankingTask:
         self.graphdef = nnx.split(nnx.eval_shape(lambda: self._make(0)))[0]
         self._batches, self._weight_A = batches, jnp.asarray(action_weights)
         self._pairwise_weight = pairwise_weight
-        self._item_logit, user_logit = (np.log(rate) - np.log1p(-rate) for rate in (item_rate, user_rate))
+        self._item_logit, user_logit = _start_logit(item_rate), _start_logit(user_rate)
         self._user_logit = user_logit - user_logit[0]
         self.steps_per_epoch = batches.steps_per_epoch
         self.evaluate = evaluate
@@ -174,6 +175,12 @@ class RankingTask:
             pairwise_A = pairwise_losses(logit_BTA, timeline.action, score_BT, jax.random.fold_in(key, 1))
             losses_A = losses_A + self._pairwise_weight * pairwise_A
         return LossSum((losses_A * self._weight_A).sum(), score_BT.sum())
+
+
+def _start_logit(rate: np.ndarray) -> np.ndarray:
+    """The logit of a rate. An action that the training rows never or always show starts as rare or usual, which it can unlearn."""
+    rate = np.clip(rate, RAREST, 1 - RAREST)
+    return np.log(rate) - np.log1p(-rate)
 
 
 def _start_items(items: ItemFeatures, start_ND: np.ndarray | None) -> None:
