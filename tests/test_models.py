@@ -78,6 +78,23 @@ def test_a_query_has_seen_the_events_before_it_alone(similarity: str) -> None:
         np.testing.assert_allclose(norms, 1.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_an_item_bias_adds_to_every_querys_score_of_that_item(similarity: str) -> None:
+    features = FeatureConfig(max_length=12, init_scale=0.5)
+    plain, biased = (
+        TwoTower(TwoTowerConfig(features, ENCODER, similarity=similarity, item_bias=on), VOCABULARY, rngs=nnx.Rngs(0))
+        for on in (False, True)
+    )
+    bias = jax.random.normal(jax.random.key(1), (40, 1))
+    biased.item_bias.embedding[...] = bias
+    item, category = np.arange(40), np.arange(40) % 3
+
+    def scores(model: TwoTower) -> jax.Array:
+        return model.queries(timeline(12)) @ model.item_vectors(item, category).T
+
+    np.testing.assert_allclose(scores(biased), scores(plain) + bias[:, 0], rtol=1e-5, atol=1e-5)
+
+
 def test_pairwise_loss_over_all_distances_equals_the_plain_double_loop() -> None:
     random = np.random.default_rng(3)
     logit, label = random.normal(size=(3, 6, 2)).astype(np.float32), random.integers(0, 2, (3, 6, 2))

@@ -13,6 +13,8 @@ from flax import nnx
 from tenrec_jax.config import RunConfig, default_config
 from tenrec_jax.data.ingest import ingest
 from tenrec_jax.data.protocols import Part
+from tenrec_jax.data.schema import KINDS
+from tenrec_jax.data.spectral import spectral_item_vectors
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.models.fastformer import FastformerConfig
 from tenrec_jax.models.features import FeatureConfig
@@ -20,7 +22,7 @@ from tenrec_jax.models.ranker import Ranker
 from tenrec_jax.run_data import RunData
 from tenrec_jax.timeline import Timeline
 from tenrec_jax.training.metrics_writer import DATA_WAIT_SHARE
-from tenrec_jax.training.optimizers import OptimizerConfig
+from tenrec_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel
 from tenrec_jax.training.trainer import Batch, FitResult, Task, TrainConfig, TrainState, compile_step, fit
 
@@ -30,6 +32,20 @@ def table_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("log")
     write_twin(folder / "twin.csv", kind="qb_video", rows=1500, seed=0, progress=False)
     ingest([folder / "twin.csv"], "qb_video", folder / "table", progress=False)
+    return folder / "table"
+
+
+@pytest.fixture(scope="module")
+def many_users_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty users of one to twelve rows each."""
+    folder, generator = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
+    lines = [
+        f"{user},{generator.integers(1, 40)},{','.join(map(str, generator.integers(0, 2, 4)))},1,0,1,4"
+        for user in range(1, 61)
+        for _ in range(generator.integers(1, 13))
+    ]
+    (folder / "log.csv").write_text("\n".join([",".join(KINDS["qb_video"].header), *lines]) + "\n")
+    ingest([folder / "log.csv"], "qb_video", folder / "table", progress=False)
     return folder / "table"
 
 
@@ -154,10 +170,10 @@ def test_the_ranker_starts_at_the_smoothed_rates(table_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["official_ctr", "cold_user"])
-def test_a_held_out_row_is_predicted_from_what_its_protocol_lets_it_see(protocol: str, table_folder: Path) -> None:
+def test_a_held_out_row_is_predicted_from_what_its_protocol_lets_it_see(protocol: str, many_users_folder: Path) -> None:
     config = tiny_config()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, protocol=protocol))
-    data = RunData(config, table_folder, devices=1)
+    data = RunData(config, many_users_folder, devices=1)
     task, table, part_R = make_task("ranking", data, []), data.table, data.split.part_R
     noise = iter(jax.random.split(jax.random.key(1), 100))
     parameters = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(noise), x.shape), task.init(jax.random.key(0)))
@@ -175,10 +191,10 @@ def test_a_held_out_row_is_predicted_from_what_its_protocol_lets_it_see(protocol
             user=data.trained.user[one],
             gender=table.users.gender[one],
             age=table.users.age[one],
-            item=data.trained.item[table.item_R[before]][None],
-            category=table.items.category[table.item_R[before]][None],
-            action=table.labels_RA[before][None],
-            mask=np.ones((1, len(before)), bool),
+            item=np.pad(data.trained.item[table.item_R[before]], (0, 13 - len(before)))[None],
+            category=np.pad(table.items.category[table.item_R[before]], (0, 13 - len(before)))[None],
+            action=np.pad(table.labels_RA[before], ((0, 13 - len(before)), (0, 0)))[None],
+            mask=(np.arange(13) < len(before))[None],
         )
         item, category = data.trained.item[table.item_R[[row]]], table.items.category[table.item_R[[row]]]
         logit_A = ranker.score(ranker.state(timeline), item[None], category[None])[0, 0]
@@ -220,3 +236,46 @@ def test_the_share_of_time_that_data_keep_training_waiting_is_written_down(table
     shares = [line[DATA_WAIT_SHARE] for line in lines(tmp_path) if "loss" in line]
     assert shares
     assert all(0 <= share <= 1 for share in shares)
+
+
+def spectral_config() -> RunConfig:
+    config = tiny_config()
+    features = dataclasses.replace(config.retrieval.model.features, item_start="spectral")
+    retrieval = dataclasses.replace(config.retrieval.model, features=features, item_bias=True)
+    ranking = dataclasses.replace(config.ranking.model, features=features)
+    return dataclasses.replace(
+        config,
+        retrieval=dataclasses.replace(config.retrieval, model=retrieval),
+        ranking=dataclasses.replace(config.ranking, model=ranking),
+    )
+
+
+@pytest.mark.parametrize("stage", ["retrieval", "ranking"])
+def test_items_start_from_their_spectral_vectors(stage: str, many_users_folder: Path) -> None:
+    data = RunData(spectral_config(), many_users_folder, devices=1)
+    parameters = nnx.to_pure_dict(make_task(stage, data, []).init(jax.random.key(0)))
+    expected = spectral_item_vectors(data.table, data.split.rows(Part.TRAIN), 8, seed=0)
+    np.testing.assert_array_equal(parameters["items"]["id"]["embedding"], expected)
+
+
+def test_item_biases_start_in_the_order_and_ratios_of_popularity(many_users_folder: Path) -> None:
+    data = RunData(spectral_config(), many_users_folder, devices=1)
+    bias_N = nnx.to_pure_dict(make_task("retrieval", data, []).init(jax.random.key(0)))["item_bias"]["embedding"][:, 0]
+    train, table = data.split.rows(Part.TRAIN), data.table
+    clicks_N = np.bincount(table.item_R[train], table.labels_RA[train, 0], table.num_items + 1)
+    least = clicks_N[clicks_N > 0].min()
+    np.testing.assert_allclose(bias_N - bias_N[0], np.log((clicks_N + least) / least), atol=1e-4)
+    assert np.exp(bias_N).sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_table_rate_slows_embeddings_alone() -> None:
+    names = ("items", "item_bias")
+    tree = {name: {"embedding": jax.numpy.ones(3)} for name in names} | {"dense": {"kernel": jax.numpy.ones(3)}}
+    config = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup_steps=0)
+    plain, slowed = (
+        optimizer.update(tree, optimizer.init(tree), tree)[0]
+        for optimizer in (make_optimizer(dataclasses.replace(config, table_rate=rate), 10) for rate in (1.0, 0.25))
+    )
+    np.testing.assert_allclose(slowed["items"]["embedding"], plain["items"]["embedding"] / 4)
+    for other, leaf in (("item_bias", "embedding"), ("dense", "kernel")):
+        np.testing.assert_array_equal(slowed[other][leaf], plain[other][leaf])

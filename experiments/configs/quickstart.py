@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config.data.twin_rows = 150_000
     for stage in (config.retrieval, config.ranking):
         stage.events_per_batch = 2048
+        stage.train.epochs = 6
         stage.train.optimizer.learning_rate = 2e-3
         # So small a log is soon learned by heart: start the items from who was shown what, and move them slowly.
         stage.model.features.item_start = "spectral"

@@ -81,7 +81,7 @@ class RetrievalTask:
         if model.item_bias is not None:
             # One click more for every item: those never clicked start below all others, but not at minus infinity.
             click_N1 = self._in_batch_probability
-            share_N1 = click_N1 + click_N1[click_N1 > 0].min()
+            share_N1 = click_N1 + jnp.where(click_N1 > 0, click_N1, 1.0).min()
             model.item_bias.embedding[...] = jnp.log(share_N1 / share_N1.sum())[:, None]
         return nnx.split(model)[1]
 
