@@ -7,11 +7,11 @@ Popularity. With s = ln(M / rank) of an item among M and z the upper normal quan
 exp(slope z - bend max(z, 0)^2): a log-normal law whose tail bends down, concave in log-log.
 
 `ctr_1m`: one catalogue at every size, since that is what the published figures describe. One fixed law, fitted to
-ctr_data_1M, gives at its 120 million rows the quantiles 3 / 51 / 816 (published: 3 / 51 / 799), a Gini coefficient of .91
-and 55 % of the rows on the top 1 % of the items, and, for samples of whole users, 18.2 % unseen test rows at 1 million
-rows (published: 18.0), 4.8 % at 10 million (4.9) and .81 % at 120 million (.88). A log of 1 million rows is then a sample:
-its own Gini coefficient is near .63. It could not be .88 there: 18 % of unseen rows mean at least 144,000 items that
-training shows once (Good-Turing), which bounds the Gini coefficient by .80.
+ctr_data_1M, gives at its 120 million rows the quantiles 3 / 51 / 799 of the rows per item to within a tenth, a Gini
+coefficient above .88 and more than 45 % of the rows on the top 1 % of the items. The same law gives .77 % unseen test rows
+there (published: .88); a log of it has 17.1 % at 1 million rows (18.0). Such a log is a sample: its own Gini coefficient is
+near .63. It could not be .88 there: 18 % of unseen rows mean at least 144,000 items that training shows once (Good-Turing),
+which bounds the Gini coefficient by about .80.
 
 `qb_video`: a miniature. M grows with the rows, so that concentration (Gini .88, 45 % of rows on the top 1 %) is that of a
 whole file at every size that users do not exhaust (from 1 million rows), and few test rows are on unseen items.

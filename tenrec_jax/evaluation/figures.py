@@ -86,6 +86,9 @@ def log_curve(name: str, title: str, series: Mapping[str, Mapping[float, float]]
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.minorticks_off()
+        # Powers of ten would be set as formulas.
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:,g}")
         axes.set_xlabel(label)
 
     return _drawn(name, title, draw, height=2.8)
