@@ -5,7 +5,6 @@ import gzip
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -370,19 +369,15 @@ def test_dropping_duplicates_keeps_the_first_of_equal_rows(rows):
     assert (manifest.counts["rows"], manifest.counts["duplicate_rows"]) == (len(distinct), len(rows) - len(distinct))
 
 
-def running_ingest(source, out, *limits):
+def running_ingest(source, out, largest_file=-1):
+    """An ingest in a process of its own, which may write files of at most so many bytes."""
     code = (
-        "import sys; from pathlib import Path; from tenrec_jax.data import sources; sources.BLOCK_BYTES = 4096\n"
+        "import resource, sys; from tenrec_jax.data import sources; sources.BLOCK_BYTES = 4096\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file}))\n"
         "from tenrec_jax.__main__ import main\n"
         f"sys.exit(main(['ingest', {str(source)!r}, '--kind', 'qb_video', '--out', {str(out)!r}]))"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=limits[0] if limits else None,
-    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_killed_ingest_leaves_no_table_and_the_next_one_starts_afresh(tmp_path):
@@ -407,8 +402,7 @@ def test_a_killed_ingest_leaves_no_table_and_the_next_one_starts_afresh(tmp_path
 def test_a_full_disk_is_one_clear_message_and_nothing_is_left(tmp_path):
     source, out = tmp_path / "log.csv", tmp_path / "t"
     source.write_bytes(text(*scattered(100_000, 500)))
-    small = 200_000
-    process = running_ingest(source, out, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (small, small)))
+    process = running_ingest(source, out, largest_file=200_000)
     _, errors = process.communicate()
     assert process.returncode == 2, errors
     assert "cannot be written" in errors.splitlines()[-1]

@@ -78,7 +78,7 @@ def test_repeats_are_the_rows_beyond_the_first(rows: list[tuple[int, int, tuple[
 def test_parts_of_the_split_count_what_training_lacks(rows: list[tuple[int, int, tuple[int, ...]]]) -> None:
     table = table_of(rows)
     part_R = np.random.default_rng(len(rows)).integers(0, 4, table.num_rows).astype(np.int8)
-    found = table_stats(table, Split("random", part_R, "", 0), duplicates=0)
+    found = table_stats(table, Split("random", part_R, "", 0, ordered=False, seed=None), duplicates=0)
     train = part_R == Part.TRAIN
     seen_items, seen_users = set(table.item_R[train].tolist()), set(table.user_R[train].tolist())
     for part, entry in zip((Part.TRAIN, Part.VALIDATION, Part.TEST), found.parts, strict=True):
