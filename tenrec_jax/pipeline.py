@@ -149,7 +149,7 @@ class Pipeline:
     def _run_index(self) -> None:
         known = self._data.known_items
         evaluator = self._data.retrieval_evaluator(Part.VALIDATION, INDEX_QUERIES)
-        query_BD = np.asarray(evaluator.queries(*self._two_tower, evaluator.users))
+        query_BD = evaluator.queries(*self._two_tower)
         index = build_index(self._item_vectors()[known - 1], known, self.config.index, tuning_queries_BD=query_BD)
         index.save(self.recommender / artifact.INDEX)
 
@@ -216,7 +216,7 @@ class Pipeline:
         index, known = load_index(self.recommender / artifact.INDEX), self._data.known_items
         exact = build_index(self._item_vectors()[known - 1], known, IndexConfig(kind="exact"))
         sample = np.linspace(0, len(evaluator.users) - 1, min(INDEX_QUERIES, len(evaluator.users))).astype(int)
-        query_BD = np.asarray(evaluator.queries(*self._two_tower, evaluator.users[sample]))
+        query_BD = evaluator.queries(*self._two_tower)[sample]
         recall = recall_against_exact(index, exact, query_BD, INDEX_DEPTH)
         return {
             "kind": index.kind,

@@ -14,11 +14,9 @@ import numpy as np
 from flax import nnx
 
 from tenrec_jax import artifact
-from tenrec_jax.data.batches import bucket_lengths
 from tenrec_jax.data.interactions import RawId, RawIdIndex
 from tenrec_jax.errors import UserError
-from tenrec_jax.models.two_tower import last_queries
-from tenrec_jax.timeline import Timeline
+from tenrec_jax.timeline import Events, Profile
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Recommender:
 
     def __init__(self, loaded: artifact.Artifact) -> None:
         self._artifact = loaded
-        self._buckets = np.asarray(bucket_lengths(loaded.max_length))
+        self._lengths = np.asarray(_padded_lengths(loaded.max_length))
         catalogue = loaded.catalogue
         self._users, self._items = RawIdIndex(catalogue.user_id), RawIdIndex(catalogue.item_id)
 
@@ -126,14 +124,12 @@ class Recommender:
         if (user_id is None) == (history is None):
             raise UserError("Give either a user_id or a history, not both and not neither.")
         user = self._known_user(user_id) if history is None else self._new_user(history)
-        timeline = self._timeline(user)
-        query_BD = np.asarray(
-            last_queries(self._artifact.retrieval.graphdef, self._artifact.retrieval.parameters, timeline)
-        )
+        profile, events = self._inputs(user)
+        query_BD = np.asarray(_query(*self._artifact.retrieval, profile, events))
         queried = time.perf_counter()
         item_C, score_C, removed = self._candidates(query_BD, user, int(k), exclude_seen)
         searched = time.perf_counter()
-        items = self._rank(timeline, item_C, score_C)[:k]
+        items = self._rank(profile, events, item_C, score_C)[:k]
         ranked = time.perf_counter()
         seconds = {
             "query": queried - began, "search": searched - queried, "rank": ranked - searched, "total": ranked - began
@@ -168,20 +164,18 @@ class Recommender:
         action[:, 0] = 1
         return _User(0, item, action, tuple(entry for entry, dense in zip(raw, item, strict=True) if dense == 0))
 
-    def _timeline(self, user: _User) -> Timeline:
+    def _inputs(self, user: _User) -> tuple[Profile, Events]:
         catalogue = self._artifact.catalogue
         item, action = user.item[-self._artifact.max_length :], user.action[-self._artifact.max_length :]
-        padding = int(self._buckets[np.searchsorted(self._buckets, len(item))]) - len(item)
+        padding = int(self._lengths[np.searchsorted(self._lengths, len(item))]) - len(item)
         one = np.asarray([user.user])
-        return Timeline(
-            user=catalogue.trained_user[one],
-            gender=catalogue.gender[one],
-            age=catalogue.age[one],
+        events = Events(
             item=np.pad(catalogue.trained_item[item], (0, padding))[None],
             category=np.pad(catalogue.category[item], (0, padding))[None],
             action=np.pad(action, ((0, padding), (0, 0)))[None],
             mask=np.pad(np.ones(len(item), bool), (0, padding))[None],
         )
+        return Profile(catalogue.trained_user[one], catalogue.gender[one], catalogue.age[one]), events
 
     def _candidates(
         self, query_BD: np.ndarray, user: _User, k: int, exclude_seen: bool
@@ -194,7 +188,7 @@ class Recommender:
         fresh = real & ~np.isin(item_C, seen)
         return item_C[fresh][:wanted], score_C[fresh][:wanted], int(real.sum() - fresh.sum())
 
-    def _rank(self, timeline: Timeline, item_C: np.ndarray, score_C: np.ndarray) -> list[RecommendedItem]:
+    def _rank(self, profile: Profile, events: Events, item_C: np.ndarray, score_C: np.ndarray) -> list[RecommendedItem]:
         catalogue, ranking = self._artifact.catalogue, self._artifact.ranking
         raw_C = catalogue.item_id[item_C].tolist()
         if ranking is None or not len(item_C):
@@ -203,9 +197,9 @@ class Recommender:
         padded_1C = np.pad(item_C, (0, padding))[None]
         probability_CA = np.asarray(
             _probabilities(
-                ranking.graphdef,
-                ranking.parameters,
-                timeline,
+                *ranking,
+                profile,
+                events,
                 catalogue.trained_item[padded_1C],
                 catalogue.category[padded_1C],
             )
@@ -232,9 +226,25 @@ def _raw_id(value: object, name: str, *, is_text: bool) -> RawId:
     return int(value)
 
 
+def _padded_lengths(max_length: int, smallest: int = 32) -> tuple[int, ...]:
+    """Lengths to which a history is padded: powers of two up to `max_length`. Each costs one compilation."""
+    return (*(smallest << i for i in range(32) if smallest << i < max_length), max_length)
+
+
+@jax.jit(static_argnums=0)
+def _query(graphdef: nnx.GraphDef, parameters: nnx.State, profile: Profile, events: Events) -> jax.Array:
+    model = nnx.merge(graphdef, parameters)
+    return model.extend(model.start(profile), events).query_BD
+
+
 @jax.jit(static_argnums=0)
 def _probabilities(
-    graphdef: nnx.GraphDef, parameters: nnx.State, timeline: Timeline, item_BC: jax.Array, category_BC: jax.Array
+    graphdef: nnx.GraphDef,
+    parameters: nnx.State,
+    profile: Profile,
+    events: Events,
+    item_BC: jax.Array,
+    category_BC: jax.Array,
 ) -> jax.Array:
     model = nnx.merge(graphdef, parameters)
-    return jax.nn.sigmoid(model.score(model.state(timeline), item_BC, category_BC))
+    return jax.nn.sigmoid(model.score(model.extend(model.start(profile), events), item_BC, category_BC))

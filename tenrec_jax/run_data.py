@@ -10,8 +10,6 @@ from tenrec_jax.data.batches import (
     TimelineBatches,
     TimelineReader,
     TrainVocabulary,
-    bucket_lengths,
-    fitted_bucket_lengths,
 )
 from tenrec_jax.data.interactions import Interactions, open_table
 from tenrec_jax.data.protocols import Part, Split, make_split
@@ -143,7 +141,7 @@ class RunData:
             np.flatnonzero(self.split.context_of(Part(part - 1))),
             rows,
             max_length=max_length,
-            buckets=bucket_lengths(max_length),
+            events_per_batch=self._config.retrieval.events_per_batch,
             exclude_seen=self._config.evaluation.exclude_seen,
             max_users=max_users,
         )
@@ -198,7 +196,6 @@ class RunData:
         return TimelineBatches(
             reader,
             windows,
-            buckets=fitted_bucket_lengths(windows.stop - windows.start, config.events_per_batch, self._devices),
             events_per_batch=config.events_per_batch,
             multiple=self._devices,
             seed=seed,

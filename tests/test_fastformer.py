@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tenrec_jax.models.fastformer import FastformerConfig, FastformerEncoder
+from tenrec_jax.models.fastformer import FastformerConfig, FastformerEncoder, Places, places_of
 
 CONFIG = FastformerConfig(num_layers=3, width=16, num_heads=2, hidden=24, recency_bias=True)
 
@@ -25,10 +25,14 @@ def prefix_mask(batch: int, length: int, real: int) -> jax.Array:
     return jnp.broadcast_to(jnp.arange(length) < real, (batch, length))
 
 
+def one_context(batch: int, length: int, real: int | None = None) -> Places:
+    return places_of(prefix_mask(batch, length, length if real is None else real))
+
+
 @pytest.mark.parametrize(("length", "normalize"), [(1, True), (9, True), (9, False), (150, False)])
 def test_timeline_at_every_t_equals_isolated_with_the_events_before_t(length: int, normalize: bool) -> None:
     model, context, target = encoder(normalize=normalize), tokens(1, length=length), tokens(2, length=length)
-    timeline = jax.jit(model.timeline)(context, target, prefix_mask(2, length, length))
+    timeline = jax.jit(model.timeline)(context, target, one_context(2, length))
 
     @jax.jit
     def isolated(mask: jax.Array, target: jax.Array) -> jax.Array:
@@ -59,11 +63,11 @@ def test_joint_scores_do_depend_on_other_candidates() -> None:
 
 
 def test_no_gradient_flows_from_a_position_to_later_inputs() -> None:
-    model, mask = encoder(), jnp.ones((2, 9), bool)
+    model, places = encoder(), one_context(2, 9)
 
     @jax.jit
     def gradients(t: int) -> tuple[jax.Array, jax.Array]:
-        return jax.grad(lambda x, y: model.timeline(x, y, mask)[:, t].sum(), argnums=(0, 1))(tokens(1), tokens(2))
+        return jax.grad(lambda x, y: model.timeline(x, y, places)[:, t].sum(), argnums=(0, 1))(tokens(1), tokens(2))
 
     for t in range(9):
         gradient_context, gradient_target = gradients(t)
@@ -90,21 +94,56 @@ def test_extending_event_by_event_equals_encoding_the_whole_history(chunk: int) 
 def test_padding_changes_nothing() -> None:
     model, x, target = encoder(), tokens(1), tokens(2)
     real, timeline = 5, jax.jit(model.timeline)
-    short = timeline(x[:, :real], target[:, :real], jnp.ones((2, real), bool))
-    np.testing.assert_allclose(timeline(x, target, prefix_mask(2, 9, real))[:, :real], short, atol=1e-6)
+    short = timeline(x[:, :real], target[:, :real], one_context(2, real))
+    np.testing.assert_allclose(timeline(x, target, one_context(2, 9, real))[:, :real], short, atol=1e-6)
     garbage_after = x.at[:, real:].set(1e3)
-    np.testing.assert_allclose(timeline(garbage_after, target, prefix_mask(2, 9, real))[:, :real], short, atol=1e-6)
+    np.testing.assert_allclose(timeline(garbage_after, target, one_context(2, 9, real))[:, :real], short, atol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [(9,), (1, 1, 7), (40, 3, 33, 20), (31, 1, 32, 64)])
+def test_contexts_packed_into_a_row_are_encoded_as_if_each_were_alone(lengths: tuple[int, ...]) -> None:
+    # The chunks of the pooling are 32 tokens: contexts begin before, at and after their edges.
+    model, total = encoder(), sum(lengths)
+    x, target = tokens(1, batch=1, length=total), tokens(2, batch=1, length=total)
+    random = np.random.default_rng(0)
+    first, mask = np.zeros((1, total), bool), random.random((1, total)) < 0.7
+    begins = np.cumsum([0, *lengths[:-1]])
+    first[0, begins] = mask[0, begins] = True
+    places = places_of(jnp.asarray(mask), jnp.asarray(first))
+    encode = jax.jit(lambda x, target, places: (model.timeline(x, target, places), model.context(x, places)))
+    together = encode(x, target, places)
+    for begin, length in zip(begins, lengths, strict=True):
+        part = slice(begin, begin + length)
+
+        def alone(x: np.ndarray, part: slice = part, rest: int = total - length) -> np.ndarray:
+            return np.pad(x[:, part], ((0, 0), (0, rest), *((0, 0),) * (x.ndim - 2)))
+
+        expected = encode(alone(x), alone(target), places_of(jnp.asarray(alone(mask))))
+        for got, wanted in zip(together, expected, strict=True):
+            np.testing.assert_allclose(got[:, part], wanted[:, :length], atol=1e-5)
+
+
+def test_no_gradient_flows_between_contexts_packed_into_a_row() -> None:
+    model, first = encoder(), jnp.zeros((2, 9), bool).at[:, jnp.array([0, 4])].set(True)
+    places = places_of(jnp.ones((2, 9), bool), first)
+
+    @jax.jit
+    def gradient(x: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: model.timeline(x, tokens(2), places)[:, 4:].sum())(x)
+
+    assert bool((gradient(tokens(1))[:, :4] == 0).all())
+    assert bool((gradient(tokens(1))[:, 4:8] != 0).any())
 
 
 @pytest.mark.parametrize("changes", [{"remat": "nothing_saveable"}, {"remat": "dots_saveable"}, {"unroll": True}])
 def test_rematerialised_and_unrolled_layers_give_the_same_loss_and_gradients(changes: dict) -> None:
-    mask, key = jnp.ones((2, 9), bool), jax.random.key(7)
+    places, key = one_context(2, 9), jax.random.key(7)
 
     def loss_and_gradients(model: FastformerEncoder):
         graphdef, parameters = nnx.split(model)
 
         def loss(parameters: nnx.State) -> jax.Array:
-            return jnp.square(nnx.merge(graphdef, parameters).timeline(tokens(1), tokens(2), mask, key)).mean()
+            return jnp.square(nnx.merge(graphdef, parameters).timeline(tokens(1), tokens(2), places, key)).mean()
 
         return jax.jit(jax.value_and_grad(loss))(parameters)
 

@@ -9,25 +9,43 @@ from tenrec_jax.models.fastformer import FastformerConfig
 from tenrec_jax.models.features import FeatureConfig, Vocabulary
 from tenrec_jax.models.losses import pairwise_losses
 from tenrec_jax.models.ranker import Ranker, RankerConfig
+from tenrec_jax.models.slots import slots_of
 from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
-from tenrec_jax.timeline import Timeline
+from tenrec_jax.timeline import Events, Profile, Timeline
 
 VOCABULARY = Vocabulary(users=6, items=40, genders=3, ages=8, categories=3, actions=4)
 ENCODER = FastformerConfig(num_layers=2, width=16, num_heads=2, hidden=24, recency_bias=True)
 
 
 def timeline(length: int, *, real: int | None = None) -> Timeline:
+    """Two users, one a row, with one slot more than events."""
     random = np.random.default_rng(0)
-    mask = np.broadcast_to(np.arange(length) < (length if real is None else real), (2, length))
+    mask = np.broadcast_to(np.arange(length) < (length - 1 if real is None else real), (2, length))
     return Timeline(
-        user=np.array([1, 4]),
-        gender=np.array([1, 2]),
-        age=np.array([3, 0]),
-        item=random.integers(1, 40, (2, length)) * mask,
-        category=random.integers(0, 3, (2, length)) * mask,
-        action=random.integers(0, 2, (2, length, 4)).astype(np.int8) * mask[..., None],
-        mask=mask,
+        Profile(user=np.array([[1], [4]]), gender=np.array([[1], [2]]), age=np.array([[3], [0]])),
+        np.zeros((2, 1), np.int32),
+        Events(
+            item=random.integers(1, 40, (2, length)),
+            category=random.integers(0, 3, (2, length)),
+            action=random.integers(0, 2, (2, length, 4)).astype(np.int8),
+            mask=mask,
+        ),
     )
+
+
+def users(of: Timeline) -> Profile:
+    return Profile(*(field[:, 0] for field in of.profile))
+
+
+def packed(of: Timeline) -> Timeline:
+    """Both users in one row, the second one twice."""
+    length = of.events.item.shape[1]
+
+    def row(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x[0], x[1], x[1]])[None]
+
+    profile = Profile(*(np.concatenate([field[[0, 1, 1], 0], [0]])[None] for field in of.profile))
+    return Timeline(profile, np.array([[0, length, 2 * length, 3 * length]]), Events(*map(row, of.events)))
 
 
 def ranker(positions: str, user_id: bool) -> Ranker:
@@ -42,37 +60,63 @@ def ranker(positions: str, user_id: bool) -> Ranker:
 def test_the_ranker_serves_what_it_trains(positions: str, user_id: bool) -> None:
     model, full = ranker(positions, user_id), timeline(12)
     trained = jax.jit(model.timeline_logits)(full)
+    item, category = full.events.item, full.events.category
 
     @jax.jit
-    def served(history: Timeline, item: np.ndarray, category: np.ndarray) -> jax.Array:
-        return model.score(model.state(history), item, category)
+    def served(events: Events, item: np.ndarray, category: np.ndarray) -> jax.Array:
+        return model.score(model.extend(model.start(users(full)), events), item, category)
 
+    score, extend = jax.jit(model.score), jax.jit(model.extend)
+    state = model.start(users(full))
     for t in range(12):
-        history = timeline(12, real=t)
-        logits = served(history, full.item[:, t : t + 1], full.category[:, t : t + 1])
+        logits = served(timeline(12, real=t).events, item[:, t : t + 1], category[:, t : t + 1])
         np.testing.assert_allclose(logits[:, 0], trained[:, t], atol=1e-5)
+        one_by_one = score(state, item[:, t : t + 1], category[:, t : t + 1])
+        np.testing.assert_allclose(one_by_one[:, 0], trained[:, t], atol=1e-5)
+        event = Events(*(field[:, t : t + 1] for field in full.events))
+        state = extend(state, event)
+
+
+@pytest.mark.parametrize("positions", ["none", "learned"])
+def test_users_packed_into_one_row_get_the_logits_and_queries_of_rows_of_their_own(positions: str) -> None:
+    features = FeatureConfig(positions=positions, max_length=12, init_scale=0.5)
+    model, full = ranker(positions, True), timeline(12)
+    two_tower = TwoTower(TwoTowerConfig(features, ENCODER), VOCABULARY, rngs=nnx.Rngs(0))
+    for function in (model.timeline_logits, two_tower.queries):
+        alone, together = (np.asarray(jax.jit(function)(rows)) for rows in (full, packed(full)))
+        np.testing.assert_allclose(together[0].reshape(3, 12, -1), alone[[0, 1, 1]], atol=1e-5)
 
 
 def test_an_events_own_and_later_actions_do_not_reach_its_logits() -> None:
-    model, before = ranker("none", True), timeline(12)
+    model, before = ranker("none", True), timeline(12, real=12)
     logits = jax.jit(model.timeline_logits)
+
+    def with_actions(action: np.ndarray) -> jax.Array:
+        return logits(before._replace(events=before.events._replace(action=action)))
+
     for t in (0, 5, 11):
-        action = before.action.copy()
+        action = before.events.action.copy()
         action[:, t:] = 1 - action[:, t:]
-        after = logits(before._replace(action=action))
-        np.testing.assert_array_equal(after[:, : t + 1], logits(before)[:, : t + 1])
-    assert not np.array_equal(logits(before._replace(action=1 - before.action))[:, 1:], logits(before)[:, 1:])
+        np.testing.assert_array_equal(with_actions(action)[:, : t + 1], logits(before)[:, : t + 1])
+    assert not np.array_equal(with_actions(1 - before.events.action)[:, 1:], logits(before)[:, 1:])
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_a_query_has_seen_the_events_before_it_alone(similarity: str) -> None:
     config = TwoTowerConfig(FeatureConfig(max_length=12, init_scale=0.5), ENCODER, similarity=similarity)
-    model, full = TwoTower(config, VOCABULARY, rngs=nnx.Rngs(0)), timeline(12)
+    model, full = TwoTower(config, VOCABULARY, rngs=nnx.Rngs(0)), timeline(13)
     queries = jax.jit(model.queries)
     whole = queries(full)
     assert whole.shape == (2, 13, 16)
+    extend = jax.jit(model.extend)
     for real in (0, 3, 12):
-        np.testing.assert_allclose(queries(timeline(12, real=real))[:, real], whole[:, real], atol=1e-5)
+        state = extend(model.start(users(full)), timeline(13, real=real).events)
+        np.testing.assert_allclose(state.query_BD, whole[:, real], atol=1e-5)
+        # Events of later slots change nothing.
+        changed = full.events.item.copy()
+        changed[:, real:] = 1
+        other = queries(full._replace(events=full.events._replace(item=changed)))
+        np.testing.assert_array_equal(other[:, : real + 1], whole[:, : real + 1])
     if similarity == "cosine":
         norms = np.linalg.norm(whole, axis=-1) * config.temperature
         np.testing.assert_allclose(norms, 1.0, atol=1e-5)
@@ -95,17 +139,22 @@ def test_an_item_bias_adds_to_every_querys_score_of_that_item(similarity: str) -
     np.testing.assert_allclose(scores(biased), scores(plain) + bias[:, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_pairwise_loss_over_all_distances_equals_the_plain_double_loop() -> None:
+def test_pairwise_loss_over_all_pairs_equals_the_plain_double_loop() -> None:
     random = np.random.default_rng(3)
-    logit, label = random.normal(size=(3, 6, 2)).astype(np.float32), random.integers(0, 2, (3, 6, 2))
-    where = random.random((3, 6)) < 0.8
+    logit, label = random.normal(size=(3, 9, 2)).astype(np.float32), random.integers(0, 2, (3, 9, 2))
+    where = random.random((3, 9)) < 0.8
+    begins = np.array([[0, 9, 9], [0, 1, 5], [0, 4, 9]])  # lengths 9; 1, 4, 4; 4, 5
     expected = np.zeros(2)
     for b in range(3):
-        for action in range(2):
-            for i in range(6):
-                for j in range(6):
-                    if where[b, i] and where[b, j] and label[b, i, action] > label[b, j, action]:
-                        expected[action] += 2 * np.log1p(np.exp(logit[b, j, action] - logit[b, i, action]))
-    # Distances are drawn uniformly from 1..5, so many draws average to a fifth of the sum over all of them.
-    got = jax.jit(lambda key: pairwise_losses(logit, label, where, key, pairs=4000))(jax.random.key(0))
-    np.testing.assert_allclose(got, expected / 5, rtol=0.03)
+        for u, begin in enumerate(begins[b]):
+            end = 9 if u == 2 else begins[b, u + 1]
+            for i in range(begin, end):
+                for j in range(begin, end):
+                    for action in range(2):
+                        if where[b, i] and where[b, j] and label[b, i, action] > label[b, j, action]:
+                            # Each of the two meets the other with this chance at a draw.
+                            chance = 2 / (end - begin - 1)
+                            expected[action] += chance * np.log1p(np.exp(logit[b, j, action] - logit[b, i, action]))
+    slots = slots_of(begins, 9)
+    got = jax.jit(lambda key: pairwise_losses(logit, label, where, slots, key, pairs=4000))(jax.random.key(0))
+    np.testing.assert_allclose(got, expected, rtol=0.03)

@@ -20,7 +20,7 @@ from tenrec_jax.models.fastformer import FastformerConfig
 from tenrec_jax.models.features import FeatureConfig
 from tenrec_jax.models.ranker import Ranker
 from tenrec_jax.run_data import RunData
-from tenrec_jax.timeline import Timeline
+from tenrec_jax.timeline import Events, Profile
 from tenrec_jax.training.metrics_writer import DATA_WAIT_SHARE
 from tenrec_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel
@@ -187,17 +187,15 @@ def test_a_held_out_row_is_predicted_from_what_its_protocol_lets_it_see(protocol
         if len(before) > 12 or (part_R[table.rows_of(user)] > 0).sum() > 32:
             continue  # its context may not fit into a window
         one = np.asarray([user])
-        timeline = Timeline(
-            user=data.trained.user[one],
-            gender=table.users.gender[one],
-            age=table.users.age[one],
+        profile = Profile(data.trained.user[one], table.users.gender[one], table.users.age[one])
+        events = Events(
             item=np.pad(data.trained.item[table.item_R[before]], (0, 13 - len(before)))[None],
             category=np.pad(table.items.category[table.item_R[before]], (0, 13 - len(before)))[None],
             action=np.pad(table.labels_RA[before], ((0, 13 - len(before)), (0, 0)))[None],
             mask=(np.arange(13) < len(before))[None],
         )
         item, category = data.trained.item[table.item_R[[row]]], table.items.category[table.item_R[[row]]]
-        logit_A = ranker.score(ranker.state(timeline), item[None], category[None])[0, 0]
+        logit_A = ranker.score(ranker.extend(ranker.start(profile), events), item[None], category[None])[0, 0]
         np.testing.assert_allclose(probability_RA[row], jax.nn.sigmoid(logit_A), atol=1e-5)
         checked += 1
         if checked == 25:

@@ -12,7 +12,7 @@ from tenrec_jax.data.protocols import Part, Split
 from tenrec_jax.data.row_blocks import row_blocks
 from tenrec_jax.data.sampling import ExcludingSampler, ItemSampler, UserPositives
 from tenrec_jax.errors import UserError
-from tenrec_jax.timeline import Timeline
+from tenrec_jax.timeline import Events, Profile, Timeline
 
 
 class HistoryBatch(NamedTuple):
@@ -102,14 +102,16 @@ class HistoryBatches:
             # Overlapping windows: a history is copied as one stretch.
             return sliding_window_view(column, length)[start] * mask_BS
 
+        one_B1 = user[:, None]
         return Timeline(
-            user=self._vocabulary.user[user],
-            gender=table.users.gender[user],
-            age=table.users.age[user],
-            item=histories(columns.item),
-            category=histories(columns.category),
-            action=columns.unpacked(histories(columns.packed)),
-            mask=mask_BS,
+            Profile(self._vocabulary.user[one_B1], table.users.gender[one_B1], table.users.age[one_B1]),
+            np.zeros(one_B1.shape, np.int32),
+            Events(
+                item=histories(columns.item),
+                category=histories(columns.category),
+                action=columns.unpacked(histories(columns.packed)),
+                mask=mask_BS,
+            ),
         )
 
     def _make_order(self, epoch: int) -> np.ndarray:

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from tenrec_jax.data.batches import TimelineBatches, TimelineReader, TrainVocabulary
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.evaluation.metrics import ranks_of
-from tenrec_jax.models.two_tower import last_queries
 from tenrec_jax.timeline import Timeline
 
 
@@ -34,7 +34,7 @@ class RetrievalEvaluator:
     Args:
         table: the log. vocabulary: ids known from training rows.
         visible: rows that the query may have seen, ascending. targets: rows to be predicted.
-        max_length: events that the user tower reads. buckets: padded lengths.
+        max_length: events that the user tower reads. events_per_batch: slots of a batch of its timelines.
         exclude_seen: see above.
         block: users scored at a time; a block's scores take `block * N * 4` bytes.
         max_users: evaluate an evenly spaced sample of this many users; 0 takes all.
@@ -48,38 +48,45 @@ class RetrievalEvaluator:
         targets: np.ndarray,
         *,
         max_length: int,
-        buckets: tuple[int, ...],
+        events_per_batch: int,
         exclude_seen: bool = True,
         block: int = 256,
         max_users: int = 0,
     ) -> None:
         self._table, self._vocabulary, self._visible = table, vocabulary, visible
-        self._exclude_seen, self._block, self._max_length = exclude_seen, block, max_length
-        self._buckets = np.asarray(buckets)
+        self._exclude_seen, self._block = exclude_seen, block
         clicked = targets[table.labels_RA[targets, 0] > 0]
         users = np.unique(table.user_R[clicked])
         if max_users and len(users) > max_users:
             users = users[np.linspace(0, len(users) - 1, max_users).astype(int)]
             clicked = clicked[np.isin(table.user_R[clicked], users)]
-        self._clicked, self._reader = clicked, TimelineReader(table, vocabulary, visible)
-        # Users of similar history length stand together, so that a block is padded little.
-        length = self._reader.offsets[users + 1] - self._reader.offsets[users]
-        self.users = users[np.argsort(length, kind="stable")]
+        self.users, self._clicked = users, clicked
+        self._reader = TimelineReader(table, vocabulary, visible)
+        windows = self._reader.histories(users, max_length)
+        self._batches = TimelineBatches(self._reader, windows, events_per_batch=events_per_batch, next_event=True)
 
     def run(self, model: nnx.GraphDef, parameters: Any) -> TargetRanks:
         """Ranks under a two-tower model."""
         vectors_ND = item_vectors(model, parameters, self._vocabulary, self._table)
+        query_UD = self.queries(model, parameters)
 
         def scores(users: np.ndarray) -> np.ndarray:
-            return np.asarray(_inner_products(self.queries(model, parameters, users), vectors_ND))
+            return np.asarray(_inner_products(query_UD[np.searchsorted(self.users, users)], vectors_ND))
 
         return self.rank(scores)
 
-    def queries(self, model: nnx.GraphDef, parameters: Any, users: np.ndarray) -> jax.Array:
-        """The queries [B, D] of some users after their visible rows."""
-        windows = self._reader.histories(users, self._max_length)
-        length = int(self._buckets[np.searchsorted(self._buckets, (windows.stop - windows.start).max(initial=0))])
-        return last_queries(model, parameters, self._reader.read(windows, users, length).timeline)
+    def queries(self, model: nnx.GraphDef, parameters: Any) -> np.ndarray:
+        """The queries [U, D] of `users` after their visible rows."""
+        windows, queries = self._batches.windows, list[np.ndarray]()
+        number = list[np.ndarray]()
+        for step in range(self._batches.steps_per_epoch):
+            batch = self._batches(step)
+            exists_BU = batch.window >= 0
+            last_BU = batch.timeline.start + np.where(exists_BU, windows.events[batch.window], 0)
+            query_BUD = np.asarray(_queries_at(model, parameters, batch.timeline, last_BU))
+            queries.append(query_BUD[exists_BU])
+            number.append(batch.window[exists_BU])
+        return np.concatenate(queries)[np.argsort(np.concatenate(number))]
 
     def rank(self, scores: ScoreBlock) -> TargetRanks:
         """Ranks under any scorer of users against items 1..N: dense users [B] to scores [B, N]."""
@@ -141,6 +148,12 @@ def item_vectors(model: nnx.GraphDef, parameters: Any, vocabulary: TrainVocabula
 @jax.jit(static_argnums=0)
 def _item_vectors(model: nnx.GraphDef, parameters: Any, item_N: jax.Array, category_N: jax.Array) -> jax.Array:
     return nnx.merge(model, parameters).item_vectors(item_N, category_N)
+
+
+@jax.jit(static_argnums=0)
+def _queries_at(model: nnx.GraphDef, parameters: Any, timeline: Timeline, slot_BU: jax.Array) -> jax.Array:
+    query_BTD = nnx.merge(model, parameters).queries(timeline)
+    return jnp.take_along_axis(query_BTD, slot_BU[..., None], axis=1, mode="clip")
 
 
 @jax.jit

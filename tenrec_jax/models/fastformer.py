@@ -11,6 +11,8 @@ The modes differ only in the set P over which a token pools:
     isolated   a candidate over the whole context and itself, blind to the other candidates;
     timeline   a target at t over the context before t and itself: `isolated` at every t, in one linear pass.
 
+In `context` and `timeline` a row may hold the timelines of several users, one after the other: nothing passes from one to the next.
+
 What a context leaves behind is one pool of queries and keys per layer, an `EncoderState` of constant size: `extend` adds events to it, and
 `isolated` scores candidates against it.
 """
@@ -74,6 +76,29 @@ class EncoderState(NamedTuple):
     length_B: Array
 
 
+class Places(NamedTuple):
+    """Where context tokens stand, [B, T] each.
+
+    Attributes:
+        mask: True on tokens that others pool over.
+        segment: ascending numbers of the contexts packed into a row.
+        position: number of real tokens up to and including this one in its context, minus one; what recency counts.
+    """
+
+    mask: Array
+    segment: Array
+    position: Array
+
+
+def places_of(mask_BT: Array, first_BT: Array | None = None) -> Places:
+    """The places of context tokens; `first_BT` is True where a context begins, None for one context a row."""
+    count_BT = jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32)
+    if first_BT is None:
+        return Places(mask_BT, jnp.zeros_like(count_BT), count_BT - 1)
+    before_BT = jax.lax.cummax(jnp.where(first_BT, count_BT - mask_BT, 0), axis=1)
+    return Places(mask_BT, jnp.cumsum(first_BT, axis=1, dtype=jnp.int32) - 1, count_BT - before_BT - 1)
+
+
 def layer_norm(width: int, rngs: nnx.Rngs, eps: float = 1e-6) -> nnx.LayerNorm:
     """LayerNorm with the two-pass variance: the fast one loses all digits where the mean is large."""
     return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
@@ -108,11 +133,11 @@ class AdditiveAttention(nnx.Module):
         key_BHE = self._normalized(key_BHE)
         return jnp.clip(self._output(value_BTHE, key_BHE[:, None], query_BTHE), -100.0, 100.0)
 
-    def context(self, x_BTD: Array, position_BT: Array, mask_BT: Array, start: Pool) -> tuple[Array, Pool]:
+    def context(self, x_BTD: Array, places: Places, start: Pool) -> tuple[Array, Pool]:
         """Events pool over `start` and their prefix. Returns the outputs [B, T, D] and the pools of every prefix, leading with [B, T]."""
         query_BTHE, key_BTHE, value_BTHE = self._heads(x_BTD)
-        logit_BTG = jnp.where(mask_BT[..., None], self._logits(x_BTD, position_BT), MASKED)
-        pools = prefix_pools(logit_BTG, jnp.concatenate([query_BTHE, key_BTHE], axis=-2), start)
+        logit_BTG = jnp.where(places.mask[..., None], self._logits(x_BTD, places.position), MASKED)
+        pools = prefix_pools(logit_BTG, jnp.concatenate([query_BTHE, key_BTHE], axis=-2), start, places.segment)
         return self._output(value_BTHE, self._global_key(pools), query_BTHE), pools
 
     def isolated(self, x_BCD: Array, position_BC: Array, context: Pool) -> Array:
@@ -211,10 +236,8 @@ class Block(nnx.Module):
     def joint(self, x_BTD: Array, mask_BT: Array, rngs: nnx.Rngs | None) -> Array:
         return self._residual(x_BTD, self.attention.joint(self.norm1(x_BTD), mask_BT), rngs)
 
-    def context(
-        self, x_BTD: Array, position_BT: Array, mask_BT: Array, start: Pool, rngs: nnx.Rngs | None
-    ) -> tuple[Array, Pool]:
-        attended_BTD, pools = self.attention.context(self.norm1(x_BTD), position_BT, mask_BT, start)
+    def context(self, x_BTD: Array, places: Places, start: Pool, rngs: nnx.Rngs | None) -> tuple[Array, Pool]:
+        attended_BTD, pools = self.attention.context(self.norm1(x_BTD), places, start)
         return self._residual(x_BTD, attended_BTD, rngs), pools
 
     def isolated(self, x_BCD: Array, position_BC: Array, context: Pool, rngs: nnx.Rngs | None) -> Array:
@@ -270,14 +293,23 @@ class FastformerEncoder(nnx.Module):
         Returns:
             The events' outputs [B, T, D], each a function of the events up to it, and the extended state.
         """
-        position_BT = self._positions(state, mask_BT)
+        places = places_of(mask_BT)
+        places = places._replace(position=places.position + state.length_B[:, None])
 
         def layer(block: Block, x_BTD: Array, start: Pool, rngs: nnx.Rngs | None) -> tuple[Array, Pool]:
-            x_BTD, prefixes = block.context(x_BTD, position_BT, mask_BT, start, rngs)
+            x_BTD, prefixes = block.context(x_BTD, places, start, rngs)
             return x_BTD, jax.tree.map(lambda leaf: leaf[:, -1], prefixes)
 
         x_BTD, pools = self._scan(layer, x_BTD, state.pools, key)
         return self.final_norm(x_BTD), EncoderState(pools, state.length_B + mask_BT.sum(1, dtype=jnp.int32))
+
+    def context(self, x_BTD: Array, places: Places, key: Array | None = None) -> Array:
+        """The outputs [B, T, D] of context tokens, each a function of the tokens of its own context up to it."""
+
+        def layer(block: Block, x_BTD: Array, start: Pool, rngs: nnx.Rngs | None) -> tuple[Array, None]:
+            return block.context(x_BTD, places, start, rngs)[0], None
+
+        return self.final_norm(self._scan(layer, x_BTD, self.start(x_BTD.shape[0]).pools, key)[0])
 
     def isolated(self, state: EncoderState, x_BCD: Array) -> Array:
         """Score-side encoding: each candidate sees the context of `state` and itself. Returns [B, C, D]."""
@@ -288,31 +320,27 @@ class FastformerEncoder(nnx.Module):
 
         return self.final_norm(self._scan(layer, x_BCD, state.pools, None)[0])
 
-    def timeline(self, x_BTD: Array, target_BTD: Array, mask_BT: Array, key: Array | None = None) -> Array:
-        """Encode a target at every position of a timeline in one pass.
+    def timeline(self, x_BTD: Array, target_BTD: Array, places: Places, key: Array | None = None) -> Array:
+        """Encode a target at every position of timelines in one pass.
 
         Args:
-            x_BTD: context tokens; the first is the user's, the others are events with their actions.
+            x_BTD: context tokens; the first of a context is the user's, the others are events with their actions.
             target_BTD: target tokens; target t stands for the event after context token t, its actions unknown.
-            mask_BT: True on real context tokens; padding stands at the end and the first token is real.
+            places: of the context tokens. The first token of a context is real.
 
         Returns:
-            [B, T, D]: entry t equals `isolated` for target t with the context tokens 0..t.
+            [B, T, D]: entry t equals `isolated` for target t with the tokens of its context up to t.
         """
-        start = self.start(x_BTD.shape[0])
-        position_BT = self._positions(start, mask_BT)
 
         def layer(
             block: Block, tokens: tuple[Array, Array], start: Pool, rngs: nnx.Rngs | None
         ) -> tuple[tuple[Array, Array], None]:
-            context_BTD, prefixes = block.context(tokens[0], position_BT, mask_BT, start, rngs)
-            return (context_BTD, block.isolated(tokens[1], position_BT + 1, prefixes, rngs)), None
+            context_BTD, prefixes = block.context(tokens[0], places, start, rngs)
+            return (context_BTD, block.isolated(tokens[1], places.position + 1, prefixes, rngs)), None
 
+        start = self.start(x_BTD.shape[0])
         (_, target_BTD), _ = self._scan(layer, (x_BTD, target_BTD), start.pools, key)
         return self.final_norm(target_BTD)
-
-    def _positions(self, state: EncoderState, mask_BT: Array) -> Array:
-        return state.length_B[:, None] + jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1
 
     def _scan(self, layer: Callable, carry: Array | tuple, per_layer: Pool | None, key: Array | None) -> tuple:
         """Run `layer(block, carry, per_layer[l], rngs) -> (carry, output)` over the blocks; outputs are stacked."""

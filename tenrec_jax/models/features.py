@@ -1,11 +1,15 @@
 """Embeddings of users, items and events: how rows of a log become tokens."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+
+from tenrec_jax.models.fastformer import Places, places_of
+from tenrec_jax.models.slots import Slots, slots_of
+from tenrec_jax.timeline import Events, Profile, Timeline
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,10 @@ class UserFeatures(nnx.Module):
         self.age = nnx.Embed(vocabulary.ages, width, embedding_init=init, rngs=rngs)
         self.bias = nnx.Param(init(rngs.params(), (width,), jnp.float32))
 
-    def __call__(self, user: Array, gender: Array, age: Array) -> Array:
-        """Integer arrays of one shape [...] to tokens [..., D]."""
-        token = self.gender(gender) + self.age(age) + self.bias[...]
-        return token if self.id is None else token + self.id(user)
+    def __call__(self, profile: Profile) -> Array:
+        """Arrays of one shape [...] to tokens [..., D]."""
+        token = self.gender(profile.gender) + self.age(profile.age) + self.bias[...]
+        return token if self.id is None else token + self.id(profile.user)
 
 
 class ItemFeatures(nnx.Module):
@@ -86,14 +90,47 @@ class EventFeatures(nnx.Module):
         # Row 0 is the first event's; the user token has none.
         self.position = nnx.Embed(config.max_length + 1, width, embedding_init=init, rngs=rngs) if learned else None
 
-    def context(self, item_BTD: Array, action_BTA: Array) -> Array:
-        """Events whose actions are known, from the first of the timeline on. Returns [B, T, D]."""
-        position_T = jnp.arange(item_BTD.shape[1])
-        return self._placed(item_BTD + self.action(action_BTA.astype(item_BTD.dtype)), position_T)
+    def context(self, item_BTD: Array, action_BTA: Array, place_BT: Array) -> Array:
+        """Events whose actions are known; `place_BT` is each one's place in its timeline, from 0. Returns [B, T, D]."""
+        return self._placed(item_BTD + self.action(action_BTA.astype(item_BTD.dtype)), place_BT)
 
-    def candidates(self, item: Array, position: Array) -> Array:
-        """Items whose actions are to be predicted: item [..., D], `position` the index of the event to come, broadcast to [...]."""
-        return self._placed(item + self.target[...], position)
+    def candidates(self, item: Array, place: Array) -> Array:
+        """Items whose actions are to be predicted: item [..., D], `place` the place of the event to come, broadcast to [...]."""
+        return self._placed(item + self.target[...], place)
 
-    def _placed(self, token: Array, position: Array) -> Array:
-        return token if self.position is None else token + self.position(position)
+    def _placed(self, token: Array, place: Array) -> Array:
+        return token if self.position is None else token + self.position(place)
+
+
+class ContextTokens(NamedTuple):
+    """What stands before each event of timelines: the user's token before the first, the event before it elsewhere.
+
+    Attributes:
+        x_BTD: the tokens. places: where they stand. slots: whose they are.
+    """
+
+    x_BTD: Array
+    places: Places
+    slots: Slots
+
+
+def context_tokens(
+    users: UserFeatures, items: ItemFeatures, events: EventFeatures, timeline: Timeline
+) -> ContextTokens:
+    """The context tokens of timelines: entry t is the last thing that a prediction for event t may know."""
+    batch, length = timeline.events.item.shape
+    slots = slots_of(timeline.start, length)
+    event_BTD = event_tokens(items, events, timeline.events, slots.place)
+    row_B1 = jnp.arange(batch)[:, None]
+    x_BTD = _shifted(event_BTD).at[row_B1, timeline.start].set(users(timeline.profile), mode="drop")
+    return ContextTokens(x_BTD, places_of(slots.first | _shifted(timeline.events.mask), slots.first), slots)
+
+
+def event_tokens(items: ItemFeatures, events: EventFeatures, log: Events, place_BT: Array) -> Array:
+    """One token an event, `place_BT` its place in its timeline: [B, T, D]."""
+    return events.context(items(log.item, log.category), log.action, place_BT)
+
+
+def _shifted(x_BT: Array) -> Array:
+    """Entry t is that of t - 1; the first is zero."""
+    return jnp.pad(x_BT[:, :-1], ((0, 0), (1, 0), *((0, 0),) * (x_BT.ndim - 2)))

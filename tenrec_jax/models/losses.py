@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from tenrec_jax.models.slots import Slots
+
 
 def sampled_softmax(
     query_PD: Array,
@@ -43,20 +45,33 @@ def action_losses(logit_BTA: Array, label_BTA: Array, where_BT: Array) -> Array:
     return jnp.where(where_BT[..., None], loss_BTA, 0.0).sum((0, 1))
 
 
-def pairwise_losses(logit_BTA: Array, label_BTA: Array, where_BT: Array, key: Array, *, pairs: int = 4) -> Array:
+def pairwise_losses(
+    logit_BTA: Array, label_BTA: Array, where_BT: Array, slots: Slots, key: Array, *, pairs: int = 4
+) -> Array:
     """Logistic loss on pairs of events of one timeline that differ in their label, summed. Returns [A].
 
-    It is what GAUC counts (BPR: Rendle et al., 2009). Each event meets the events at `pairs` random distances, so the cost stays linear.
+    It is what GAUC counts (BPR: Rendle et al., 2009). Each event meets `pairs` random others of its timeline, so the cost stays linear.
     """
+    length_BT = _lengths(slots)
 
-    def at_distance(distance: Array) -> Array:
+    def with_others(key: Array) -> Array:
+        shift_BT = (jax.random.uniform(key, length_BT.shape) * (length_BT - 1)).astype(jnp.int32) + 1
+        other_BT = jnp.arange(length_BT.shape[1]) - slots.place + (slots.place + shift_BT) % length_BT
+
         def other(x: Array) -> Array:
-            return jnp.roll(x, distance, axis=1)
+            return jnp.take_along_axis(x, other_BT.reshape(*other_BT.shape, *(1,) * (x.ndim - 2)), axis=1)
 
         sign_BTA = label_BTA.astype(logit_BTA.dtype) - other(label_BTA).astype(logit_BTA.dtype)
         counts_BTA = (where_BT & other(where_BT))[..., None] & (sign_BTA != 0)
         loss_BTA = jax.nn.softplus(-sign_BTA * (logit_BTA - other(logit_BTA)))
         return jnp.where(counts_BTA, loss_BTA, 0.0).sum((0, 1))
 
-    distances = jax.random.randint(key, (pairs,), 1, logit_BTA.shape[1])
-    return jax.vmap(at_distance)(distances).sum(0) / pairs
+    return jax.vmap(with_others)(jax.random.split(key, pairs)).sum(0) / pairs
+
+
+def _lengths(slots: Slots) -> Array:
+    """Slots of the timeline that each slot belongs to, [B, T]."""
+    length = slots.place.shape[1]
+    next_BT = jnp.where(slots.first, jnp.arange(length), length)
+    end_BT = jax.lax.cummin(jnp.pad(next_BT[:, 1:], ((0, 0), (0, 1)), constant_values=length), axis=1, reverse=True)
+    return end_BT - (jnp.arange(length) - slots.place)

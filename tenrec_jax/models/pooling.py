@@ -8,7 +8,7 @@ so that pools over disjoint sets merge exactly, as in the online softmax (Milako
 fixed size, whatever number of tokens went into it. The maximum carries no gradient: a pool's mean does not depend on it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from jax import Array
 
 # Logit of a token that must not count. Finite, so that the difference of two of them is not NaN.
 MASKED = -1e30
+# Tokens that one masked product covers: its cost a token grows with it, the steps between chunks shrink with it.
+CHUNK = 32
 
 
 class Pool(NamedTuple):
@@ -56,55 +58,76 @@ def merge(left: Pool, right: Pool) -> Pool:
     )
 
 
-def prefix_pools(logit_BTH: Array, value_BTHE: Array, start: Pool, *, chunk: int = 128) -> Pool:
-    """Pools over every prefix: entry t covers `start` and the tokens 0..t.
+def prefix_pools(
+    logit_BTH: Array, value_BTHE: Array, start: Pool, segment_BT: Array | None = None, *, chunk: int = CHUNK
+) -> Pool:
+    """Pools over every prefix: entry t covers the tokens 0..t of t's own segment, and `start` in the first segment.
 
-    Linear in T: inside a chunk a lower-triangular product pools, between chunks one pool is carried. Each prefix is taken relative to
-    its own running maximum, so no exponential overflows at any length.
+    Linear in T: inside a chunk a masked product over its tokens pools, all chunks at once; between chunks one pool is carried. Each
+    prefix is taken relative to its own maximum, so no exponential overflows at any length.
 
     Args:
         logit_BTH: pooling logits, `MASKED` where a token must not count.
         value_BTHE: values.
         start: pool [B, H] of what came before.
-        chunk: tokens that one triangular product covers.
+        segment_BT: ascending numbers of stretches that must not see each other; None makes a row one segment.
+        chunk: tokens that one product covers.
 
     Returns:
         Pools with leading dimensions [B, T].
     """
-    length = logit_BTH.shape[1]
-    if length <= chunk:
-        return _chunk_prefixes(start, logit_BTH, value_BTHE)
+    batch, length = logit_BTH.shape[:2]
+    if segment_BT is None:
+        segment_BT = jnp.zeros((batch, length), jnp.int32)
+    chunk = min(chunk, length)
     padding = -length % chunk
-    logit_BTH = jnp.pad(logit_BTH, ((0, 0), (0, padding), (0, 0)), constant_values=MASKED)
-    value_BTHE = jnp.pad(value_BTHE, ((0, 0), (0, padding), (0, 0), (0, 0)))
 
-    def chunks_first(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+    def chunked(x: Array, **how: Any) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)), **how)
+        return x.reshape(batch, -1, chunk, *x.shape[2:])
 
-    def step(carry: Pool, chunk_of: tuple[Array, Array]) -> tuple[Pool, Pool]:
-        pools = _chunk_prefixes(carry, *chunk_of)
-        return jax.tree.map(lambda x: x[:, -1], pools), pools
-
-    _, pools = jax.lax.scan(step, start, (chunks_first(logit_BTH), chunks_first(value_BTHE)))
-
-    def tokens_first(x: Array) -> Array:
-        x = jnp.moveaxis(x, 0, 1)
-        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
-
-    return jax.tree.map(tokens_first, pools)
+    segment_BNC = chunked(segment_BT, mode="edge")
+    within = _within_chunks(chunked(logit_BTH, constant_values=MASKED), chunked(value_BTHE), segment_BNC)
+    # What came before a chunk continues the segment of the token before it.
+    before_BN = jnp.concatenate([segment_BT[:, :1], segment_BNC[:, :-1, -1]], axis=1)
+    carried = _carried(start, jax.tree.map(lambda x: x[:, :, -1], within), before_BN == segment_BNC[:, :, -1])
+    continues_BNC = segment_BNC == before_BN[..., None]
+    pools = merge(_where(continues_BNC, jax.tree.map(lambda x: x[:, :, None], carried)), within)
+    return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[3:])[:, :length], pools)
 
 
-def _chunk_prefixes(start: Pool, logit_BTH: Array, value_BTHE: Array) -> Pool:
-    """`prefix_pools` for one chunk, with [T, T] weights per head that live only inside it."""
-    frozen_BTH = jax.lax.stop_gradient(logit_BTH)
-    maximum_BTH = jnp.maximum(jax.lax.cummax(frozen_BTH, axis=1), start.maximum[:, None])
-    logit_BHT, maximum_BHT = jnp.swapaxes(logit_BTH, 1, 2), jnp.swapaxes(maximum_BTH, 1, 2)
-    causal_TT = jnp.tri(logit_BTH.shape[1], dtype=bool)
-    # Masked before exp: above the diagonal the difference may be large and its exponential infinite.
-    weight_BHTT = jnp.exp(jnp.where(causal_TT, logit_BHT[:, :, None, :] - maximum_BHT[..., None], -jnp.inf))
-    carried_BTH = jnp.exp(start.maximum[:, None] - maximum_BTH)
+def _within_chunks(logit_BNCH: Array, value_BNCHE: Array, segment_BNC: Array) -> Pool:
+    """Each token's pool over the tokens of its chunk and segment up to itself, with [C, C] weights per head and chunk."""
+    causal_CC = jnp.tri(logit_BNCH.shape[2], dtype=bool)
+    seen_BNCC = causal_CC & (segment_BNC[..., :, None] == segment_BNC[..., None, :])
+    logit_BNHC = jnp.swapaxes(logit_BNCH, 2, 3)
+    # Masked before exp: a later logit may be so much larger that its exponential is infinite.
+    logit_BNHCC = jnp.where(seen_BNCC[:, :, None], logit_BNHC[..., None, :], -jnp.inf)
+    maximum_BNHC = jax.lax.stop_gradient(logit_BNHCC.max(-1))
+    weight_BNHCC = jnp.exp(logit_BNHCC - maximum_BNHC[..., None])
     return Pool(
-        maximum_BTH,
-        jnp.swapaxes(weight_BHTT.sum(-1), 1, 2) + carried_BTH * start.denominator[:, None],
-        jnp.einsum("bhts,bshe->bthe", weight_BHTT, value_BTHE) + carried_BTH[..., None] * start.numerator[:, None],
+        jnp.swapaxes(maximum_BNHC, 2, 3),
+        jnp.swapaxes(weight_BNHCC.sum(-1), 2, 3),
+        jnp.einsum("bnhts,bnshe->bnthe", weight_BNHCC, value_BNCHE),
+    )
+
+
+def _carried(start: Pool, last: Pool, continues_BN: Array) -> Pool:
+    """What is carried into each chunk [B, N], from the pools of the chunks' last tokens and whether those continue what is carried."""
+
+    def step(carry: Pool, chunk: tuple[Pool, Array]) -> tuple[Pool, Pool]:
+        last, continues_B = chunk
+        return merge(_where(continues_B, carry), last), carry
+
+    by_chunk = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (last, continues_BN))
+    _, carried = jax.lax.scan(step, start, by_chunk)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), carried)
+
+
+def _where(condition: Array, pool: Pool) -> Pool:
+    """The pool where `condition` holds, the empty pool elsewhere; `condition` has the leading dimensions."""
+    return Pool(
+        jnp.where(condition[..., None], pool.maximum, MASKED),
+        jnp.where(condition[..., None], pool.denominator, 0.0),
+        jnp.where(condition[..., None, None], pool.numerator, 0.0),
     )

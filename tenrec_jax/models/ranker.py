@@ -9,9 +9,16 @@ from flax import nnx
 from jax import Array
 
 from tenrec_jax.models.fastformer import EncoderState, FastformerConfig, FastformerEncoder, layer_norm
-from tenrec_jax.models.features import EventFeatures, FeatureConfig, ItemFeatures, UserFeatures, Vocabulary
-from tenrec_jax.models.two_tower import context_mask, context_tokens
-from tenrec_jax.timeline import Timeline
+from tenrec_jax.models.features import (
+    EventFeatures,
+    FeatureConfig,
+    ItemFeatures,
+    UserFeatures,
+    Vocabulary,
+    context_tokens,
+    event_tokens,
+)
+from tenrec_jax.timeline import Events, Profile, Timeline
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,8 @@ class UserState(NamedTuple):
 class Ranker(nnx.Module):
     """Predicts each action on a candidate from the user, the timeline and that candidate alone.
 
-    `timeline_logits` trains every logged exposure of a user in one pass; `state` and `score` give the same numbers one candidate set at
-    a time, from a user state of constant size.
+    `timeline_logits` trains every logged exposure of a user in one pass; `start`, `extend` and `score` give the same numbers one
+    candidate set at a time, from a user state of constant size.
     """
 
     def __init__(self, config: RankerConfig, vocabulary: Vocabulary, *, rngs: nnx.Rngs) -> None:
@@ -59,43 +66,50 @@ class Ranker(nnx.Module):
         """Logits of every logged event given the events before it.
 
         Args:
-            timeline: events [B, T]; an event's own actions are read by later events alone.
+            timeline: T slots a row; an event's own actions are read by later events alone.
             key: dropout key; None is deterministic.
 
         Returns:
             [B, T, A].
         """
-        x_BTD = context_tokens(self.users, self.items, self.events, timeline)[:, :-1]
-        target_BTD = self._target(timeline.item, timeline.category, jnp.arange(timeline.item.shape[1]))
+        x_BTD, places, slots = context_tokens(self.users, self.items, self.events, timeline)
+        item_BT = timeline.events.item
+        target_BTD = self._target(item_BT, timeline.events.category, slots.place)
         encoder_key = None
         if key is not None:
             context_key, target_key, encoder_key = jax.random.split(key, 3)
             x_BTD = self.dropout(x_BTD, rngs=nnx.Rngs(context_key))
             target_BTD = self.dropout(target_BTD, rngs=nnx.Rngs(target_key))
-        mask_BT = context_mask(timeline.mask)[:, :-1]
-        encoded_BTD = self.encoder.timeline(x_BTD, target_BTD, mask_BT, encoder_key)
-        return self._logits(encoded_BTD, self._bias(timeline.user), timeline.item)
+        encoded_BTD = self.encoder.timeline(x_BTD, target_BTD, places, encoder_key)
+        bias_BTA = jnp.take_along_axis(self._bias(timeline.profile), slots.segment[..., None], axis=1)
+        return self._logits(encoded_BTD, item_BT, bias_BTA)
 
-    def state(self, timeline: Timeline) -> UserState:
-        """The users' state after all events of the timeline; its size does not depend on their number."""
-        x_BTD = context_tokens(self.users, self.items, self.events, timeline)
-        _, encoded = self.encoder.extend(self.encoder.start(x_BTD.shape[0]), x_BTD, context_mask(timeline.mask))
-        return UserState(encoded, self._bias(timeline.user))
+    def start(self, profile: Profile) -> UserState:
+        """The state of users [B] before their first event."""
+        x_B1D = self.users(profile)[:, None]
+        state = self.encoder.start(len(x_B1D))
+        return UserState(self.encoder.extend(state, x_B1D, jnp.ones(x_B1D.shape[:2], bool))[1], self._bias(profile))
+
+    def extend(self, state: UserState, events: Events) -> UserState:
+        """The state after further events, padding at their end; its size does not depend on their number."""
+        # The state counts the user's token, so its length minus one is the place of the event to come.
+        place_BT = state.encoder.length_B[:, None] - 1 + jnp.arange(events.item.shape[1])
+        x_BTD = event_tokens(self.items, self.events, events, place_BT)
+        return state._replace(encoder=self.encoder.extend(state.encoder, x_BTD, events.mask)[1])
 
     def score(self, state: UserState, item_BC: Array, category_BC: Array) -> Array:
         """Logits [B, C, A] of candidates; each is a function of the state and that candidate."""
-        # The state counts the user token, so its length minus one is the index of the event to come.
-        position_B1 = state.encoder.length_B[:, None] - 1
-        target_BCD = self._target(item_BC, category_BC, position_B1)
-        return self._logits(self.encoder.isolated(state.encoder, target_BCD), state.bias_BA, item_BC)
+        target_BCD = self._target(item_BC, category_BC, state.encoder.length_B[:, None] - 1)
+        encoded_BCD = self.encoder.isolated(state.encoder, target_BCD)
+        return self._logits(encoded_BCD, item_BC, state.bias_BA[:, None])
 
-    def _target(self, item_BC: Array, category_BC: Array, position: Array) -> Array:
-        return self.events.candidates(self.items(item_BC, category_BC), position)
+    def _target(self, item: Array, category: Array, place: Array) -> Array:
+        return self.events.candidates(self.items(item, category), place)
 
-    def _bias(self, user_B: Array) -> Array:
+    def _bias(self, profile: Profile) -> Array:
         if self.user_bias is None:
-            return jnp.zeros((len(user_B), self.head.out_features))
-        return self.user_bias(user_B)
+            return jnp.zeros((*profile.user.shape, self.head.out_features))
+        return self.user_bias(profile.user)
 
-    def _logits(self, x_BCD: Array, bias_BA: Array, item_BC: Array) -> Array:
-        return self.head(self.output_norm(x_BCD)) + self.item_bias(item_BC) + bias_BA[:, None]
+    def _logits(self, x_BCD: Array, item_BC: Array, bias_BCA: Array) -> Array:
+        return self.head(self.output_norm(x_BCD)) + self.item_bias(item_BC) + bias_BCA

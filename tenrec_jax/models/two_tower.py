@@ -1,16 +1,23 @@
 """Retrieval: a user tower that reads a timeline in one linear pass, and an item tower, compared by an inner product."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from tenrec_jax.models.fastformer import FastformerConfig, FastformerEncoder, l2_normalize
-from tenrec_jax.models.features import EventFeatures, FeatureConfig, ItemFeatures, UserFeatures, Vocabulary
-from tenrec_jax.timeline import Timeline
+from tenrec_jax.models.fastformer import EncoderState, FastformerConfig, FastformerEncoder, l2_normalize
+from tenrec_jax.models.features import (
+    EventFeatures,
+    FeatureConfig,
+    ItemFeatures,
+    UserFeatures,
+    Vocabulary,
+    context_tokens,
+    event_tokens,
+)
+from tenrec_jax.timeline import Events, Profile, Timeline
 
 
 @dataclass(frozen=True)
@@ -32,10 +39,18 @@ class TwoTowerConfig:
     item_bias: bool = False
 
 
+class QueryState(NamedTuple):
+    """Users in constant size: the encoder's pools, and the query [B, D] for what comes next."""
+
+    encoder: EncoderState
+    query_BD: Array
+
+
 class TwoTower(nnx.Module):
     """Two towers over one item table.
 
     After each event the user tower gives a query for what comes next, so one pass over a timeline of T events trains T queries.
+    `start` and `extend` give the same queries one stretch of events at a time, from a user state of constant size.
     """
 
     def __init__(self, config: TwoTowerConfig, vocabulary: Vocabulary, *, rngs: nnx.Rngs) -> None:
@@ -50,32 +65,48 @@ class TwoTower(nnx.Module):
         self.item_bias = nnx.Embed(vocabulary.items, 1, embedding_init=zeros, rngs=rngs) if config.item_bias else None
 
     def queries(self, timeline: Timeline, key: Array | None = None) -> Array:
-        """A query before the first event and after each one.
+        """A query for every event.
 
         Args:
-            timeline: events [B, T].
+            timeline: T slots a row.
             key: dropout key; None is deterministic.
 
         Returns:
-            [B, T + 1, D]: entry t has seen the user and the first t events. An item bias makes D one larger.
+            [B, T, D]: entry t has seen the user and the events before t. An item bias makes D one larger.
         """
-        x_BTD = context_tokens(self.users, self.items, self.events, timeline)
+        x_BTD, places, _ = context_tokens(self.users, self.items, self.events, timeline)
         encoder_key = None
         if key is not None:
             rngs = nnx.Rngs(key)
             encoder_key = rngs.encoder()
             x_BTD = self.dropout(x_BTD, rngs=rngs)
-        else:
-            x_BTD = self.dropout(x_BTD, deterministic=True)
-        mask_BT = context_mask(timeline.mask)
-        y_BTD, _ = self.encoder.extend(self.encoder.start(x_BTD.shape[0]), x_BTD, mask_BT, encoder_key)
-        query_BTD = self._scaled(y_BTD, 1.0 / self.config.temperature)
-        return query_BTD if self.item_bias is None else _appended(query_BTD, jnp.ones_like(query_BTD[..., :1]))
+        return self._query(self.encoder.context(x_BTD, places, encoder_key))
+
+    def start(self, profile: Profile) -> QueryState:
+        """The state of users [B] before their first event."""
+        x_B1D = self.users(profile)[:, None]
+        state = self.encoder.start(len(x_B1D))
+        y_B1D, encoder = self.encoder.extend(state, x_B1D, jnp.ones(x_B1D.shape[:2], bool))
+        return QueryState(encoder, self._query(y_B1D)[:, 0])
+
+    def extend(self, state: QueryState, events: Events) -> QueryState:
+        """The state after further events, padding at their end."""
+        # The state counts the user's token, so its length minus one is the place of the event to come.
+        place_BT = state.encoder.length_B[:, None] - 1 + jnp.arange(events.item.shape[1])
+        x_BTD = event_tokens(self.items, self.events, events, place_BT)
+        y_BTD, encoder = self.encoder.extend(state.encoder, x_BTD, events.mask)
+        query_BTD = jnp.concatenate([state.query_BD[:, None], self._query(y_BTD)], axis=1)
+        last_B11 = events.mask.sum(1)[:, None, None]
+        return QueryState(encoder, jnp.take_along_axis(query_BTD, last_B11, axis=1)[:, 0])
 
     def item_vectors(self, item: Array, category: Array) -> Array:
         """The item tower: integer arrays [...] to vectors [..., D] as long as a query, whose score of an item is their inner product."""
         vector = self._scaled(self.items(item, category), 1.0)
         return vector if self.item_bias is None else _appended(vector, self.item_bias(item))
+
+    def _query(self, y: Array) -> Array:
+        query = self._scaled(y, 1.0 / self.config.temperature)
+        return query if self.item_bias is None else _appended(query, jnp.ones_like(query[..., :1]))
 
     def _scaled(self, x: Array, scale: float) -> Array:
         return l2_normalize(x) * scale if self.config.similarity == "cosine" else x
@@ -83,22 +114,3 @@ class TwoTower(nnx.Module):
 
 def _appended(x: Array, last: Array) -> Array:
     return jnp.concatenate([x, last], axis=-1)
-
-
-@jax.jit(static_argnums=0)
-def last_queries(graphdef: nnx.GraphDef, parameters: nnx.State, timeline: Timeline) -> Array:
-    """The queries [B, D] after all events of the timelines, of a two-tower taken apart by `nnx.split`."""
-    query_BTD = nnx.merge(graphdef, parameters).queries(timeline)
-    return jnp.take_along_axis(query_BTD, timeline.mask.sum(1)[:, None, None], axis=1)[:, 0]
-
-
-def context_tokens(users: UserFeatures, items: ItemFeatures, events: EventFeatures, timeline: Timeline) -> Array:
-    """The user's token and one token an event: [B, T + 1, D]."""
-    user_B1D = users(timeline.user, timeline.gender, timeline.age)[:, None]
-    event_BTD = events.context(items(timeline.item, timeline.category), timeline.action)
-    return jnp.concatenate([user_B1D, event_BTD], axis=1)
-
-
-def context_mask(mask_BT: Array) -> Array:
-    """The mask of `context_tokens`: the user's token is always real. Returns [B, T + 1]."""
-    return jnp.concatenate([jnp.ones_like(mask_BT[:, :1]), mask_BT], axis=1)

@@ -13,6 +13,7 @@ from tenrec_jax.data.sampling import ItemSampler, NegativeSampler
 from tenrec_jax.models.features import ItemFeatures, Vocabulary
 from tenrec_jax.models.losses import action_losses, pairwise_losses, sampled_softmax
 from tenrec_jax.models.ranker import Ranker, RankerConfig
+from tenrec_jax.models.slots import slots_of
 from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
 from tenrec_jax.timeline import Timeline
 from tenrec_jax.training.parallel import AXIS
@@ -93,12 +94,12 @@ class RetrievalTask:
     def loss(self, parameters: Any, batch: Batch, key: jax.Array) -> LossSum:
         model: TwoTower = nnx.merge(self.graphdef, parameters)
         timeline, shared = batch.split.timeline, batch.shared
-        query_BTD = model.queries(timeline, key)[:, :-1]
+        query_BTD, events = model.queries(timeline, key), timeline.events
         query_PD = query_BTD.reshape(-1, query_BTD.shape[-1])
-        item_P = timeline.item.reshape(-1)
+        item_P = events.item.reshape(-1)
         # An item made unknown is no target: nothing tells it from other unknown items.
-        counts_P = (batch.split.score & (timeline.action[..., 0] > 0) & (timeline.item > 0)).reshape(-1)
-        positive_PD = model.item_vectors(item_P, timeline.category.reshape(-1))
+        counts_P = (batch.split.score & (events.action[..., 0] > 0) & (events.item > 0)).reshape(-1)
+        positive_PD = model.item_vectors(item_P, events.category.reshape(-1))
         # In-batch negatives: every device's positives.
         gathered_ND, item_N, counts_N = jax.lax.all_gather((positive_PD, item_P, counts_P), AXIS, tiled=True)
         negative_ND = jnp.concatenate([gathered_ND, model.item_vectors(shared.item, shared.category)])
@@ -170,9 +171,11 @@ class RankingTask:
         model: Ranker = nnx.merge(self.graphdef, parameters)
         timeline, score_BT = batch.split
         logit_BTA = model.timeline_logits(timeline, key)
-        losses_A = action_losses(logit_BTA, timeline.action, score_BT)
+        action_BTA = timeline.events.action
+        losses_A = action_losses(logit_BTA, action_BTA, score_BT)
         if self._pairwise_weight:
-            pairwise_A = pairwise_losses(logit_BTA, timeline.action, score_BT, jax.random.fold_in(key, 1))
+            slots = slots_of(timeline.start, score_BT.shape[1])
+            pairwise_A = pairwise_losses(logit_BTA, action_BTA, score_BT, slots, jax.random.fold_in(key, 1))
             losses_A = losses_A + self._pairwise_weight * pairwise_A
         return LossSum((losses_A * self._weight_A).sum(), score_BT.sum())
 
