@@ -98,10 +98,12 @@ class AdagradMoments(NamedTuple):
 
 
 class AdamMoments(NamedTuple):
-    """Lazy Adam's state: moving averages of the gradient and of its square, float32 [N, D]."""
+    """Lazy Adam's state: moving averages of the gradient and, beside it, of its square, float32 [N, 2 D].
 
-    mean_ND: jax.Array
-    square_ND: jax.Array
+    In one array, since reading a row anywhere in a large array costs more than reading a longer one.
+    """
+
+    mean_and_square_N: jax.Array
 
 
 class Scale(NamedTuple):
@@ -171,7 +173,7 @@ def init(config: TableOptimizerConfig, table_ND: jax.Array, *, average: bool = F
     if config.kind == "rowwise_adagrad":
         moments = AdagradMoments(jnp.full(table_ND.shape[0], config.initial_accumulator, jnp.float32))
     else:
-        moments = AdamMoments(jnp.zeros(table_ND.shape), jnp.zeros(table_ND.shape))
+        moments = AdamMoments(jnp.zeros((table_ND.shape[0], 2 * table_ND.shape[1])))
     lagged = Average(jnp.zeros(table_ND.shape), _one(), jnp.ones(())) if average else None
     return TableState(moments, _one(), lagged)
 
@@ -270,12 +272,14 @@ def _direction(
         accumulator_P = _get(moments.accumulator_N, ids_P) + jnp.square(gradient_PD).mean(-1)
         direction_PD = gradient_PD / (jnp.sqrt(accumulator_P) + config.eps)[:, None]
         return AdagradMoments(_set(moments.accumulator_N, ids_P, accumulator_P)), direction_PD
-    mean_PD = config.b1 * _get(moments.mean_ND, ids_P) + (1 - config.b1) * gradient_PD
-    square_PD = config.b2 * _get(moments.square_ND, ids_P) + (1 - config.b2) * jnp.square(gradient_PD)
+    mean_PD, square_PD = jnp.split(_get(moments.mean_and_square_N, ids_P), 2, axis=1)
+    mean_PD = config.b1 * mean_PD + (1 - config.b1) * gradient_PD
+    square_PD = config.b2 * square_PD + (1 - config.b2) * jnp.square(gradient_PD)
     # 1 - b ** t in float32 loses up to four digits of the first steps.
     mean_bias, square_bias = (-jnp.expm1(count * math.log(b)) for b in (config.b1, config.b2))
     direction_PD = mean_PD / mean_bias / (jnp.sqrt(square_PD / square_bias) + config.eps)
-    return AdamMoments(_set(moments.mean_ND, ids_P, mean_PD), _set(moments.square_ND, ids_P, square_PD)), direction_PD
+    both_P = jnp.concatenate([mean_PD, square_PD], axis=1)
+    return AdamMoments(_set(moments.mean_and_square_N, ids_P, both_P)), direction_PD
 
 
 def _get(array: jax.Array, ids_P: jax.Array) -> jax.Array:
@@ -309,20 +313,23 @@ def _settled_if_worn(table_ND: jax.Array, state: TableState) -> tuple[jax.Array,
         # The share outgrows the scale where weight decay is faster than the average.
         worn |= (average.weight.value < SMALLEST_SCALE) | (average.share > 2 * scale)
 
-    def settle(block: jax.Array, arrays: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
-        table_ND, lag_ND = arrays
+    def settle(block: jax.Array, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         ids_P = block * SETTLED_TOGETHER + jnp.arange(SETTLED_TOGETHER)
+        table_ND, *lags = arrays
         rows_PD = _get(table_ND, ids_P)
         if average is not None:
-            distance_PD = average.weight.value * _get(lag_ND, ids_P) + (average.share - scale) * rows_PD
-            lag_ND = _set(lag_ND, ids_P, distance_PD)
-        return _set(table_ND, ids_P, scale * rows_PD), lag_ND
+            distance_PD = average.weight.value * _get(lags[0], ids_P) + (average.share - scale) * rows_PD
+            lags = [_set(lags[0], ids_P, distance_PD)]
+        return _set(table_ND, ids_P, scale * rows_PD), *lags
 
     # A loop over no or all blocks of rows: for a conditional on whole tables the compiler keeps copies of them.
     blocks = jnp.where(worn, -(-len(table_ND) // SETTLED_TOGETHER), 0)
-    arrays = (table_ND, None if average is None else average.lag_ND)
-    table_ND, lag_ND = jax.lax.fori_loop(0, blocks, settle, arrays)
-    kept = (state.scale, None if average is None else (average.weight, average.share))
-    fresh = (_one(), None if average is None else (_one(), jnp.ones(())))
-    new_scale, numbers = jax.tree.map(lambda fresh, kept: jnp.where(worn, fresh, kept), fresh, kept)
-    return table_ND, state._replace(scale=new_scale, average=None if numbers is None else Average(lag_ND, *numbers))
+    arrays = (table_ND,) if average is None else (table_ND, average.lag_ND)
+    table_ND, *lags = jax.lax.fori_loop(0, blocks, settle, arrays)
+
+    def renewed(kept: Scale) -> Scale:
+        return Scale(jnp.where(worn, 1.0, kept.value), jnp.where(worn, 0.0, kept.error))
+
+    if average is not None:
+        average = Average(lags[0], renewed(average.weight), jnp.where(worn, 1.0, average.share))
+    return table_ND, state._replace(scale=renewed(state.scale), average=average)
