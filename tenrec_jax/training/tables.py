@@ -52,8 +52,8 @@ class TableOptimizerConfig:
         accumulator += mean_D(g ** 2)
         row -= r * g / (sqrt(accumulator) + eps)
 
-    It is Adagrad (Duchi, Hazan and Singer, 2011) with the squares averaged over the row (Mudigere et al., 2022, arXiv:2104.05158,
-    section 4.1, and FBGEMM's rowwise_adagrad). A row's rate falls with what it has learned, not with the steps that others took.
+    It is Adagrad (Duchi, Hazan and Singer, 2011) with the squares averaged over the row (Mudigere et al., 2022, arXiv:2104.05158;
+    FBGEMM's rowwise_adagrad). A row's rate falls with what it has learned, not with the steps that others took.
 
     Lazy Adam is Adam (Kingma and Ba, 2015) on the rows of the batch; at step `t`, counted from 1 over all batches:
 
@@ -220,10 +220,13 @@ def update(
         gradient_PD: gradient of the loss with respect to the gathered rows, summed over devices. The same on all devices.
         learning_rate: of this step.
         step: steps before this one.
-        average_decay: decay of the moving average, above 0 and below 1; 0 where the state has none.
+        average_decay: decay `d` of the moving average `d * average + (1 - d) * table`, above 0 and below 1; 0 where the state has none.
 
     Returns:
         The stored table and the state after the step.
+
+    Raises:
+        ValueError: `average_decay` does not fit the state.
     """
     if (state.average is not None) != (0 < average_decay < 1):
         has = "has no average" if state.average is None else "has an average"
@@ -254,7 +257,7 @@ def current_table(table_ND: jax.Array, state: TableState) -> jax.Array:
 
 
 def average_table(table_ND: jax.Array, state: TableState) -> jax.Array:
-    """The moving average of the table over the steps so far, [N, D]."""
+    """The moving average of the table over the steps so far, [N, D]; a ValueError if the state keeps none."""
     if state.average is None:
         raise ValueError("this table's state has no average: make it with init(..., average=True)")
     return state.average.weight.value * state.average.lag_ND + state.average.share * table_ND
