@@ -22,8 +22,10 @@ class Progress(NamedTuple):
 class Checkpoints:
     """The folder `checkpoints/<stage>` of a run. A step is written under a temporary name and renamed, so it is whole or absent.
 
+    In a run of several processes all of them make this object and call its methods alike: each writes its part of the global arrays.
+
     Args:
-        folder: made if absent.
+        folder: made if absent; one that all processes share.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,14 +49,13 @@ class Checkpoints:
         )
 
     def latest(self, like: Any) -> tuple[Any, Progress] | None:
-        """The newest state, on the host, and where selection stood; None in a fresh run. `like` gives structure, shapes and dtypes."""
+        """The newest state and where selection stood; None in a fresh run. `like` gives structure, shapes, dtypes and devices."""
         step = self._manager.latest_step()
         return None if step is None else self.restore(step, like)
 
     def restore(self, step: int, like: Any) -> tuple[Any, Progress]:
-        """The state of `step`."""
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
+        """The state of `step`; `like` as for `latest`."""
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()),

@@ -50,9 +50,14 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def progress_bar(total: int, description: str, *, initial: int = 0, unit: str = "step") -> tqdm:
-    """A progress bar with rate and ETA, on standard error."""
-    return tqdm(total=total, initial=initial, desc=f"{description:<22}", unit=unit, dynamic_ncols=True, mininterval=0.5)
+def progress_bar(
+    total: int, description: str, *, initial: int = 0, unit: str = "step", disable: bool = False
+) -> tqdm:
+    """A progress bar with rate and ETA, on standard error; one that shows nothing if `disable`."""
+    description = f"{description:<22}"
+    return tqdm(
+        total=total, initial=initial, desc=description, unit=unit, dynamic_ncols=True, mininterval=0.5, disable=disable
+    )
 
 
 def _drop_lines(path: Path, stage: str, resume_from: int) -> None:

@@ -1,58 +1,188 @@
-"""Devices: the only file that knows how many there are.
+"""Devices and processes: the only file that knows how many there are.
 
-A training step is written once, per device, with the axis name `AXIS`. `DataParallel` runs it with `jax.pmap` over the local devices:
-the batch is split over them, the state is replicated, and sums over the axis make the result that of one device.
+A training step is written once, per device, with the axis name `AXIS`: the batch is split over the devices, the state is the same on all,
+and sums over the axis make the result that of one device. `DataParallel` runs it with `jax.pmap` over the devices of one process, or with
+`jax.shard_map` on a mesh over the devices of all processes.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tenrec_jax.errors import UserError
 
 AXIS = "data"
+How = Literal["auto", "pmap", "shard_map"]
+
+# How a process is told its place, where no scheduler that JAX knows does it. JAX itself reads the first.
+COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
 
 
 class DataParallel:
-    """Runs per-device functions over the local devices.
+    """Runs per-device functions over devices.
+
+    With "pmap" the state has a leading device axis. With "shard_map" it is made of global arrays, of which every process holds its part;
+    a step takes each leaf as its `PartitionSpec` says, which is "on every device" for all.
 
     Args:
-        devices: where to run; all local devices by default.
+        devices: where to run, in the order of their processes; by default all there are.
+        how: "auto" is pmap in a run of one process and shard_map in one of several.
+
+    Raises:
+        UserError: pmap for several processes.
     """
 
-    def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
-        self.devices = list(devices or jax.local_devices())
+    def __init__(self, devices: Sequence[jax.Device] | None = None, how: How = "auto") -> None:
+        if how == "pmap" and jax.process_count() > 1:
+            raise UserError("pmap runs the devices of one process; with --num_processes=2 and more take shard_map.")
+        self.devices = list(devices or jax.devices())
+        self.how = ("shard_map" if jax.process_count() > 1 else "pmap") if how == "auto" else how
+        # `Mesh` keeps the order of the devices: a process's rows of the batch lie where the batch of one process has them.
+        self._mesh = Mesh(np.asarray(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
 
     @property
     def size(self) -> int:
-        """Number of devices; batch sizes are multiples of it."""
+        """Number of devices of all processes; batch sizes are multiples of it."""
         return len(self.devices)
 
+    @property
+    def process_index(self) -> int:
+        """Which of the processes this is."""
+        return jax.process_index()
+
+    @property
+    def process_count(self) -> int:
+        """Number of processes."""
+        return jax.process_count()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes what the run leaves, checkpoints apart: those are written by all."""
+        return self.process_index == 0
+
     def replicate(self, tree: Any) -> Any:
-        """Copies of a tree on every device, with a leading device axis."""
-        return jax.device_put(jax.tree.map(lambda x: np.stack([np.asarray(x)] * self.size), tree), self._sharding())
+        """The state of a run from a tree that is the same in all processes; JAX checks that it is."""
+        if self.how == "pmap":
+            stacked = jax.tree.map(lambda x: np.stack([np.asarray(x)] * self.size), tree)
+            return jax.device_put(stacked, self._sharding(AXIS))
+        return jax.device_put(jax.tree.map(np.asarray, tree), self._sharding())
 
     def unreplicate(self, tree: Any) -> Any:
-        """The first device's copy of a replicated tree."""
-        return jax.tree.map(lambda x: x[0], tree)
+        """The state without a device axis, as checkpoints keep it."""
+        return jax.tree.map(lambda x: x.addressable_data(0)[0], tree) if self.how == "pmap" else tree
+
+    def local(self, tree: Any) -> Any:
+        """The result of `unreplicate` on this process's first device, to compute with in this process alone."""
+        return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
     def split(self, batch: Any) -> Any:
-        """Split the leading axis of every leaf over the devices: [B, ...] to [devices, B / devices, ...]."""
-        return jax.tree.map(lambda x: np.asarray(x).reshape(self.size, -1, *x.shape[1:]), batch)
-
-    def compile(self, step: Callable, *, donate_state: bool = True, broadcast: Sequence[int] = ()) -> Callable:
-        """`jax.pmap` of a per-device function.
+        """Split the leading axis of every leaf over the devices.
 
         Args:
-            step: function of (state, batch, ...), which may sum over `AXIS`.
-            donate_state: reuse the memory of argument 0.
-            broadcast: positions of arguments without a device axis, the same for all.
-        """
-        arguments = step.__code__.co_argcount
-        in_axes = tuple(None if i in broadcast else 0 for i in range(arguments))
-        donate = (0,) if donate_state else ()
-        return jax.pmap(step, axis_name=AXIS, in_axes=in_axes, devices=self.devices, donate_argnums=donate)
+            batch: this process's rows, [B / processes, ...]; process i has the i-th stretch of the batch.
 
-    def _sharding(self) -> jax.sharding.Sharding:
-        mesh = jax.make_mesh((self.size,), (AXIS,), devices=self.devices, axis_types=(jax.sharding.AxisType.Auto,))
-        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+        Returns:
+            What a compiled step takes: [devices, B / devices, ...] for pmap, the global [B, ...] for shard_map.
+
+        Raises:
+            ValueError: the rows cannot be divided.
+        """
+        devices = sum(device.process_index == self.process_index for device in self.devices)
+
+        def split(x: np.ndarray) -> Any:
+            if len(x) % devices:
+                raise ValueError(
+                    f"{len(x)} rows cannot be divided over {devices} devices: batch sizes must be multiples of {self.size}"
+                )
+            if self.how == "pmap":
+                return np.asarray(x).reshape(devices, -1, *x.shape[1:])
+            return jax.make_array_from_process_local_data(self._sharding(AXIS), np.asarray(x))
+
+        return jax.tree.map(split, batch)
+
+    def compile(self, step: Callable, *, donate_state: bool = True, broadcast: Sequence[int] = ()) -> Callable:
+        """A per-device function as one that runs on all devices.
+
+        Args:
+            step: function of (state, batch, ...), which may sum over `AXIS`; what it returns is the same on every device.
+            donate_state: reuse the memory of argument 0.
+            broadcast: positions of arguments that are not split: every device gets the same.
+
+        Returns:
+            The function of the replicated state, the split batch and the broadcast arguments; its results are replicated.
+        """
+        arguments = range(step.__code__.co_argcount)
+        donate = (0,) if donate_state else ()
+        if self.how == "pmap":
+            in_axes = tuple(None if i in broadcast else 0 for i in arguments)
+            return jax.pmap(step, axis_name=AXIS, in_axes=in_axes, devices=self.devices, donate_argnums=donate)
+        specs = tuple(PartitionSpec() if i == 0 or i in broadcast else PartitionSpec(AXIS) for i in arguments)
+        # Checking would make the gradient of a replicated argument a sum over the devices already; the step sums itself, as pmap needs it.
+        sharded = jax.shard_map(step, mesh=self._mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+        return jax.jit(sharded, donate_argnums=donate)
+
+    def wait(self, name: str) -> None:
+        """Go on when every process has come to the point of this name."""
+        multihost_utils.sync_global_devices(name)
+
+    def from_main(self, value: float) -> float:
+        """The main process's value, in all of them: what they decide by must not differ by a rounding."""
+        if self.process_count == 1:
+            return value
+        # As bytes, since arrays on devices hold 32 bits.
+        sent = np.frombuffer(np.float64(value).tobytes(), np.uint8)
+        return float(np.frombuffer(np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes(), np.float64)[0])
+
+    def _sharding(self, *axes: str) -> NamedSharding:
+        return NamedSharding(self._mesh, PartitionSpec(*axes))
+
+
+def join_processes(count: int, environment: Mapping[str, str] = os.environ) -> bool:
+    """Become one of the processes of a run, before anything else is asked of JAX.
+
+    The environment says which: by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or as a Slurm step of several tasks.
+
+    Args:
+        count: processes that the run is meant to have.
+        environment: of this process.
+
+    Returns:
+        False if the environment names no coordinator; then nothing was done.
+
+    Raises:
+        UserError: the environment is incomplete or is that of another number of processes.
+    """
+    if COORDINATOR in environment:
+        found, index = _number(environment, PROCESSES), _number(environment, PROCESS)
+        place: dict[str, Any] = {"process_id": index, "cluster_detection_method": "deactivate"}
+        place |= {"coordinator_address": environment[COORDINATOR], "num_processes": found}
+        if not index < found:
+            raise UserError(f"{PROCESS} is {index}; of {found} processes the last is {found - 1}.")
+    elif SLURM_TASKS in environment and _number(environment, SLURM_TASKS) > 1:
+        found, place = _number(environment, SLURM_TASKS), {"cluster_detection_method": "slurm"}
+    else:
+        return False
+    if found != count:
+        raise UserError(f"The environment makes this one of {found} processes: pass --num_processes={found}, not {count}.")
+    # The service would catch SIGTERM and let the process run on; runs end at once and resume from their checkpoint.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(**place)
+    return True
+
+
+def leave_processes() -> None:
+    """End as one of the processes of a run, when all of them have come to this point."""
+    jax.distributed.shutdown()
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    if not text.isdecimal():
+        raise UserError(f"{name} is {text!r}; it must be a number, since the environment names a coordinator.")
+    return int(text)

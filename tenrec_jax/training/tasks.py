@@ -86,8 +86,8 @@ class RetrievalTask:
             model.item_bias.embedding[...] = jnp.log(share_N1 / share_N1.sum())[:, None]
         return nnx.split(model)[1]
 
-    def batch(self, step: int) -> Batch:
-        batch = self._batches(step)
+    def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
+        batch = self._batches(step, process_index, process_count)
         item = self._negatives.draw(step)
         return Batch(ScoredTimelines(batch.timeline, batch.score), RetrievalShared(item, self._category[item]))
 
@@ -163,8 +163,8 @@ class RankingTask:
             model.user_bias.embedding[...] = jnp.asarray(self._user_logit, jnp.float32)
         return nnx.split(model)[1]
 
-    def batch(self, step: int) -> Batch:
-        batch = self._batches(step)
+    def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
+        batch = self._batches(step, process_index, process_count)
         return Batch(ScoredTimelines(batch.timeline, batch.score), ())
 
     def loss(self, parameters: Any, batch: Batch, key: jax.Array) -> LossSum:

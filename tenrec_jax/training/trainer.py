@@ -6,6 +6,8 @@ Resume rules, which the code below obeys:
 2. A checkpoint is written after every evaluation, with the parameters, the optimiser's state and where selection stands.
 3. A run that finds a checkpoint goes on after its step; lines of `metrics.jsonl` beyond that step are dropped, since they come again.
 4. The result is the best evaluated step's parameters, read back from its checkpoint.
+5. Of several processes, each assembles its rows of a batch and all write a checkpoint together, in a folder that all can reach. The first
+   alone evaluates and writes metrics; the others take its selection value, so that all stop at the same step.
 """
 
 import time
@@ -71,8 +73,8 @@ class Task(Protocol):
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters, a tree of arrays."""
 
-    def batch(self, step: int) -> Batch:
-        """The host's arrays of one step, a pure function of it."""
+    def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
+        """The host's arrays of one step, a pure function of it; of `split`, one process's stretch of the rows."""
 
     def loss(self, parameters: Any, batch: Batch, key: jax.Array) -> LossSum:
         """One device's loss; may gather over the axis `AXIS`."""
@@ -121,8 +123,8 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
     state, progress = checkpoints.latest(fresh) or (fresh, Progress(0, 0, float("-inf"), 0))
     step_fn = compile_step(task, optimizer, parallel, config.average_decay)
     replicated = parallel.replicate(state)
-    writer = MetricsWriter(workdir, task.name, resume_from=progress.step)
-    bar = progress_bar(steps, f"train {task.name}", initial=progress.step)
+    writer = MetricsWriter(workdir, task.name, resume_from=progress.step) if parallel.is_main else None
+    bar = progress_bar(steps, f"train {task.name}", initial=progress.step, disable=not parallel.is_main)
     evaluate_every = config.evaluate_every * task.steps_per_epoch
     previous, waited, since = None, 0.0, time.perf_counter()
     for step, batch, blocked in _prefetched(task, parallel, progress.step, steps):
@@ -134,8 +136,9 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
         replicated, loss = step_fn(replicated, batch.split, batch.shared, jax.random.fold_in(dropout_key, step))
         # The loss of the step before is read after this one is dispatched: the device never waits for the host.
         if previous is not None and step % LOG_EVERY == 0:
-            loss_before, share = float(previous[0]), waited / (time.perf_counter() - since)
-            writer.write(step, {"loss": loss_before, DATA_WAIT_SHARE: share})
+            loss_before, share = float(parallel.unreplicate(previous)), waited / (time.perf_counter() - since)
+            if writer:
+                writer.write(step, {"loss": loss_before, DATA_WAIT_SHARE: share})
             bar.set_postfix(
                 loss=f"{loss_before:.4f}", best=f"{progress.best_value:.4f}", wait=f"{share:.0%}", refresh=False
             )
@@ -145,8 +148,11 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
         done = step + 1
         if done % evaluate_every == 0 or done == steps:
             state = parallel.unreplicate(replicated)
-            value, metrics = task.evaluate(state.average)
-            writer.write(done, metrics)
+            value = float("nan")
+            if writer:
+                value, metrics = task.evaluate(parallel.local(state.average))
+                writer.write(done, metrics)
+            value = parallel.from_main(value)
             better = value > progress.best_value
             progress = Progress(
                 step=done,
@@ -157,7 +163,8 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
             checkpoints.save(state, progress, value)
             waited, since = 0.0, time.perf_counter()
     bar.close()
-    writer.close()
+    if writer:
+        writer.close()
     checkpoints.close()
     best, _ = Checkpoints(workdir / "checkpoints" / task.name).restore(progress.best_step, fresh)
     return FitResult(best.average, progress.best_step, progress.step, time.perf_counter() - began)
@@ -189,7 +196,7 @@ def _prefetched(task: Task, parallel: DataParallel, start: int, stop: int) -> It
     """Steps [start, stop) with their batches, each assembled while the step before it runs, and the seconds waited for it."""
 
     def load(step: int) -> Batch:
-        batch = task.batch(step)
+        batch = task.batch(step, parallel.process_index, parallel.process_count)
         return Batch(parallel.split(batch.split), batch.shared)
 
     with ThreadPoolExecutor(1) as pool:

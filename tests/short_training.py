@@ -1,0 +1,103 @@
+"""Fifty steps of each stage on a log of one batch shape; run as a script, one of several processes of such a training."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from tenrec_jax.config import RunConfig, default_config
+from tenrec_jax.data.ingest import ingest
+from tenrec_jax.data.schema import KINDS
+from tenrec_jax.run_data import RunData
+from tenrec_jax.training.parallel import DataParallel, join_processes, leave_processes
+from tenrec_jax.training.trainer import Task, TrainState, compile_step
+
+STEPS, DEVICES = 50, 4
+STAGES = ("retrieval", "ranking")
+
+
+class Trained(NamedTuple):
+    """The loss of every step [50], and the final weights end to end."""
+
+    loss: np.ndarray
+    weight: np.ndarray
+
+
+def write_table(folder: Path) -> None:
+    """A log of 64 users with 12 rows each, so that every batch has one shape and a step is compiled once."""
+    random = np.random.default_rng(0)
+    rows = [
+        f"{user},{random.integers(1, 40)},{','.join(map(str, random.integers(0, 2, 4)))},1,0,1,4"
+        for user in range(1, 65)
+        for _ in range(12)
+    ]
+    (folder / "log.csv").write_text("\n".join([",".join(KINDS["qb_video"].header), *rows]) + "\n")
+    ingest([folder / "log.csv"], "qb_video", folder / "table", progress=False)
+
+
+def config(dropout: float = 0.0) -> RunConfig:
+    """Both stages at width 8, 8 users a batch.
+
+    Embeddings start large: the layer norm of small ones enlarges every rounding, from step to step, until it is all one sees.
+    """
+    run = default_config()
+
+    def shrunk(stage):
+        encoder = dataclasses.replace(
+            stage.model.encoder, num_layers=1, width=8, num_heads=2, hidden=8, dropout=dropout
+        )
+        features = dataclasses.replace(stage.model.features, max_length=16, init_scale=0.5)
+        model = dataclasses.replace(stage.model, features=features, encoder=encoder)
+        return dataclasses.replace(stage, model=model, events_per_batch=96)
+
+    return dataclasses.replace(
+        run, retrieval=dataclasses.replace(shrunk(run.retrieval), negatives=16), ranking=shrunk(run.ranking)
+    )
+
+
+def make_task(stage: str, table: Path, dropout: float = 0.0) -> Task:
+    """A stage whose batches four devices can share."""
+
+    def no_evaluation(parameters):
+        raise NotImplementedError
+
+    data = RunData(config(dropout), table, DEVICES)
+    return data.retrieval_task(no_evaluation) if stage == "retrieval" else data.ranking_task(no_evaluation)
+
+
+def train(task: Task, parallel: DataParallel, steps: int = STEPS) -> Trained:
+    """Train for some steps.
+
+    SGD with momentum: Adam would turn the rounding of a gradient that is zero in truth into a full step.
+    """
+    optimizer, losses = optax.sgd(0.01, momentum=0.9), []
+    parameters = jax.jit(task.init)(jax.random.key(0))
+    state = parallel.replicate(TrainState(parameters, parameters, optimizer.init(parameters)))
+    step_fn = compile_step(task, optimizer, parallel, 0.5)
+    for step in range(steps):
+        batch = task.batch(step, parallel.process_index, parallel.process_count)
+        key = jax.random.fold_in(jax.random.key(1), step)
+        state, loss = step_fn(state, parallel.split(batch.split), batch.shared, key)
+        losses.append(float(parallel.unreplicate(loss)))
+    weights = jax.tree.leaves(parallel.local(parallel.unreplicate(state)).parameters)
+    return Trained(np.asarray(losses), np.concatenate([np.ravel(leaf) for leaf in weights]))
+
+
+def main(table: str, out: str, processes: str) -> None:
+    """Train both stages as one of several processes and save what came out."""
+    jax.config.update("jax_num_cpu_devices", DEVICES // int(processes))
+    if not join_processes(int(processes)):
+        raise SystemExit("the environment names no coordinator")
+    parallel = DataParallel()
+    for stage in STAGES:
+        trained = train(make_task(stage, Path(table), dropout=0.1), parallel)
+        np.savez(Path(out) / f"{stage}{parallel.process_index}.npz", **trained._asdict())
+    leave_processes()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
