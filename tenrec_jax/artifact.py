@@ -9,7 +9,7 @@ users.parquet  items.parquet  events.parquet  rules.json
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from tenrec_jax.files import read_json, sha256_of, write_json
 from tenrec_jax.models.features import Vocabulary
 from tenrec_jax.models.ranker import Ranker, RankerConfig
 from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
+from tenrec_jax.parameters import assembled, named
 from tenrec_jax.retrieval.index import ItemIndex, load_index
 
 FORMAT_VERSION = 1
@@ -80,7 +81,7 @@ def save_weights(path: Path, parameters: nnx.State) -> None:
     """Write parameters as safetensors, named by their dotted path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    save_file({name: np.ascontiguousarray(value) for name, value in _named(parameters).items()}, temporary)
+    save_file({name: np.ascontiguousarray(value) for name, value in named(parameters).items()}, temporary)
     temporary.replace(path)
 
 
@@ -90,7 +91,7 @@ def load_weights(path: Path, like: nnx.State) -> nnx.State:
     Raises:
         UserError: a parameter is missing, left over or has another shape; all of them are named.
     """
-    weights, expected = load_file(path), _named(like)
+    weights, expected = load_file(path), named(like)
     problems = [f"{name} is missing" for name in sorted(expected.keys() - weights.keys())]
     problems += [f"{name} is left over" for name in sorted(weights.keys() - expected.keys())]
     problems += [
@@ -100,18 +101,12 @@ def load_weights(path: Path, like: nnx.State) -> nnx.State:
     ]
     if problems:
         raise UserError(f"{path} does not fit the model: {'; '.join(problems)}.")
-    leaves = [weights[name] for name in expected]
-    return jax.tree.unflatten(jax.tree.structure(like), [jax.numpy.asarray(leaf) for leaf in leaves])
+    return jax.tree.map(jax.numpy.asarray, assembled(like, weights))
 
 
 def with_weights(model: Model, path: Path) -> Model:
     """A model's structure with the parameters of a file."""
     return model._replace(parameters=load_weights(path, model.parameters))
-
-
-def _named(parameters: nnx.State) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(parameters))
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def two_tower(config: TwoTowerConfig, vocabulary: Vocabulary) -> Model:

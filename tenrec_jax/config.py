@@ -189,7 +189,11 @@ def from_mapping(values: Mapping[str, Any], kind: type = RunConfig, path: str = 
     missing = sorted(required - set(values))
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}.")
-    return kind(**{key: _value(value, hints[key], f"{path}.{key}") for key, value in values.items()})
+    typed = {key: _value(value, hints[key], f"{path}.{key}") for key, value in values.items()}
+    try:
+        return kind(**typed)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}.") from None
 
 
 def _value(value: Any, hint: Any, path: str) -> Any:

@@ -12,9 +12,12 @@ import optax
 from tenrec_jax.config import RunConfig, default_config
 from tenrec_jax.data.ingest import ingest
 from tenrec_jax.data.schema import KINDS
+from tenrec_jax.parameters import named
 from tenrec_jax.run_data import RunData
+from tenrec_jax.training.optimizers import Optimizer
 from tenrec_jax.training.parallel import DataParallel, join_processes, leave_processes
-from tenrec_jax.training.trainer import Task, TrainState, compile_step
+from tenrec_jax.training.tables import TableOptimizerConfig
+from tenrec_jax.training.trainer import Task, compile_step
 
 STEPS, DEVICES = 50, 4
 STAGES = ("retrieval", "ranking")
@@ -72,18 +75,20 @@ def make_task(stage: str, table: Path, dropout: float = 0.0) -> Task:
 def train(task: Task, parallel: DataParallel, steps: int = STEPS) -> Trained:
     """Train for some steps.
 
-    SGD with momentum: Adam would turn the rounding of a gradient that is zero in truth into a full step.
+    SGD with momentum, and for the tables Adagrad with a large eps: Adam, and Adagrad with a small one, would turn the rounding of a
+    gradient that is zero in truth into a full step.
     """
-    optimizer, losses = optax.sgd(0.01, momentum=0.9), []
-    parameters = jax.jit(task.init)(jax.random.key(0))
-    state = parallel.replicate(TrainState(parameters, parameters, optimizer.init(parameters)))
-    step_fn = compile_step(task, optimizer, parallel, 0.5)
+    rule = TableOptimizerConfig("rowwise_adagrad", eps=1.0)
+    optimizer = Optimizer(optax.sgd(0.01, momentum=0.9), rule, lambda step: 0.1, task.tables, average_decay=0.5)
+    parameters, losses = jax.jit(task.init)(jax.random.key(0)), []
+    state = parallel.replicate(optimizer.init(named(parameters)))
+    step_fn = compile_step(task, optimizer, parallel, like=parameters)
     for step in range(steps):
         batch = task.batch(step, parallel.process_index, parallel.process_count)
         key = jax.random.fold_in(jax.random.key(1), step)
-        state, loss = step_fn(state, parallel.split(batch.split), batch.shared, key)
-        losses.append(float(parallel.unreplicate(loss)))
-    weights = jax.tree.leaves(parallel.local(parallel.unreplicate(state)).parameters)
+        state, report = step_fn(state, parallel.split(batch.split), batch.shared, batch.ids, key)
+        losses.append(float(parallel.unreplicate(report).loss))
+    weights = jax.tree.leaves(optimizer.parameters(parallel.local(parallel.unreplicate(state))))
     return Trained(np.asarray(losses), np.concatenate([np.ravel(leaf) for leaf in weights]))
 
 

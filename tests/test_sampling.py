@@ -1,5 +1,6 @@
 """Negatives, candidates and history batches against brute force."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -203,22 +204,20 @@ def test_history_batches_equal_walking_through_the_training_rows(rule: object, a
             expected[key] = expected.get(key, 0) + 1
     assert batches.steps_per_epoch == sum(expected.values()) // 8
     for step in range(batches.steps_per_epoch):
-        timeline, item, label, negative = batches(step)
-        assert timeline.action.shape == (8, 6, actions)
-        np.testing.assert_array_equal(timeline.gender, table.users.gender[timeline.user])
-        np.testing.assert_array_equal(
-            timeline.category[timeline.mask], table.items.category[timeline.item[timeline.mask]]
-        )
-        for field in (timeline.item, timeline.category, timeline.action):
-            assert not field[~timeline.mask].any()
+        (profile, _, events), item, label, negative = batches(step)
+        assert events.action.shape == (8, 6, actions)
+        np.testing.assert_array_equal(profile.gender, table.users.gender[profile.user])
+        np.testing.assert_array_equal(events.category[events.mask], table.items.category[events.item[events.mask]])
+        for field in (events.item, events.category, events.action):
+            assert not field[~events.mask].any()
         for b in range(8):
-            real = int(timeline.mask[b].sum())
-            assert timeline.mask[b, :real].all()
-            events = tuple((int(timeline.item[b, s]), *timeline.action[b, s].tolist()) for s in range(real))
-            key = (int(timeline.user[b]), events, int(item[b]), tuple(label[b].tolist()))
+            real = int(events.mask[b].sum())
+            assert events.mask[b, :real].all()
+            seen = tuple((int(events.item[b, s]), *events.action[b, s].tolist()) for s in range(real))
+            key = (int(profile.user[b, 0]), seen, int(item[b]), tuple(label[b].tolist()))
             expected[key] -= 1
             assert expected[key] >= 0
-            assert not positives[int(timeline.user[b])] & set(negative[b].tolist())
+            assert not positives[int(profile.user[b, 0])] & set(negative[b].tolist())
 
 
 def test_history_batches_are_pure_and_divide_over_processes() -> None:
@@ -239,7 +238,7 @@ def test_history_batches_are_pure_and_divide_over_processes() -> None:
         )
 
     def flat(batch: object) -> list[np.ndarray]:
-        return [*batch.timeline, *batch[1:]]
+        return jax.tree.leaves(batch)
 
     batches, again, other = make(0), make(0), make(1)
     for step in reversed(range(2 * batches.steps_per_epoch)):

@@ -19,12 +19,14 @@ from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.models.fastformer import FastformerConfig
 from tenrec_jax.models.features import FeatureConfig
 from tenrec_jax.models.ranker import Ranker
+from tenrec_jax.parameters import assembled, named
 from tenrec_jax.run_data import RunData
 from tenrec_jax.timeline import Events, Profile
 from tenrec_jax.training.metrics_writer import DATA_WAIT_SHARE
-from tenrec_jax.training.optimizers import OptimizerConfig, make_optimizer
+from tenrec_jax.training.optimizers import Optimizer, OptimizerConfig, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel
-from tenrec_jax.training.trainer import Batch, FitResult, Task, TrainConfig, TrainState, compile_step, fit
+from tenrec_jax.training.tables import TableOptimizerConfig
+from tenrec_jax.training.trainer import Batch, FitResult, Task, TrainConfig, compile_step, fit
 
 
 @pytest.fixture(scope="module")
@@ -112,30 +114,6 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(stage: str, tabl
     assert without_waits(lines(tmp_path / "parts")) == without_waits(lines(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("stage", ["retrieval", "ranking"])
-def test_more_devices_train_the_same_model(stage: str, table_folder: Path) -> None:
-    # Dropout draws per device, so it is off. SGD, since Adam turns the rounding of a zero gradient into a full step.
-    config = tiny_config()
-    part = getattr(config, stage)
-    model = dataclasses.replace(part.model, encoder=dataclasses.replace(part.model.encoder, dropout=0.0))
-    config = dataclasses.replace(config, **{stage: dataclasses.replace(part, model=model)})
-    task = make_task(stage, RunData(config, table_folder, devices=4), [])
-    optimizer, results = optax.sgd(0.1), []
-    for devices in (1, 2, 4):
-        parallel = DataParallel(jax.local_devices()[:devices])
-        parameters = jax.jit(task.init)(jax.random.key(0))
-        state = parallel.replicate(TrainState(parameters, parameters, optimizer.init(parameters)))
-        step_fn, losses = compile_step(task, optimizer, parallel, 0.5), []
-        for step in range(3):
-            batch = task.batch(step)
-            state, loss = step_fn(state, parallel.split(batch.split), batch.shared, jax.random.key(1))
-            losses.append(float(loss[0]))
-        results.append((losses, parallel.unreplicate(state).average))
-    for losses, parameters in results[1:]:
-        np.testing.assert_allclose(losses, results[0][0], rtol=1e-5)
-        assert_equal_trees(parameters, results[0][1], rtol=1e-5, atol=1e-6)
-
-
 def test_the_best_evaluation_is_returned_and_patience_stops(table_folder: Path, tmp_path: Path) -> None:
     data = RunData(tiny_config(), table_folder, devices=1)
     task = make_task("ranking", data, [0.1, 0.5, 0.3, 0.2, 0.9])
@@ -216,17 +194,13 @@ def test_both_stages_train_under_protocols_of_random_rows_and_of_candidates(prot
     data = RunData(config, table_folder, devices=1)
     for stage in ("retrieval", "ranking"):
         task = make_task(stage, data, [])
-        batch, parameters = task.batch(0), task.init(jax.random.key(0))
-        loss = jax.pmap(
-            lambda split, shared, task=task, parameters=parameters: task.loss(
-                parameters, Batch(split, shared), jax.random.key(1)
-            ),
-            axis_name=AXIS,
-            in_axes=(0, None),
-            devices=jax.local_devices()[:1],
-        )(jax.tree.map(lambda x: x[None], batch.split), batch.shared)
-        assert np.isfinite(loss.total).all()
-        assert int(loss.examples[0]) > 0
+        parallel = DataParallel(jax.local_devices()[:1])
+        optimizer, parameters = make_optimizer(OptimizerConfig(), 10, task.tables), task.init(jax.random.key(0))
+        step_fn, batch = compile_step(task, optimizer, parallel, like=parameters), task.batch(0)
+        state = parallel.replicate(optimizer.init(named(parameters)))
+        state, report = step_fn(state, *batch._replace(split=parallel.split(batch.split)), jax.random.key(1))
+        assert np.isfinite(float(parallel.unreplicate(report).loss))
+        assert float(parallel.unreplicate(report).norms.gradient) > 0
 
 
 def test_the_share_of_time_that_data_keep_training_waiting_is_written_down(table_folder: Path, tmp_path: Path) -> None:
@@ -267,13 +241,63 @@ def test_item_biases_start_in_the_order_and_ratios_of_popularity(many_users_fold
 
 
 def test_table_rate_slows_embeddings_alone() -> None:
-    names = ("items", "item_bias")
-    tree = {name: {"embedding": jax.numpy.ones(3)} for name in names} | {"dense": {"kernel": jax.numpy.ones(3)}}
-    config = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup_steps=0)
-    plain, slowed = (
-        optimizer.update(tree, optimizer.init(tree), tree)[0]
-        for optimizer in (make_optimizer(dataclasses.replace(config, table_rate=rate), 10) for rate in (1.0, 0.25))
-    )
-    np.testing.assert_allclose(slowed["items"]["embedding"], plain["items"]["embedding"] / 4)
-    for other, leaf in (("item_bias", "embedding"), ("dense", "kernel")):
-        np.testing.assert_array_equal(slowed[other][leaf], plain[other][leaf])
+    tree = {name: jax.numpy.ones((3, 2)) for name in ("items.id.embedding", "item_bias.embedding", "dense.kernel")}
+    spaces = {"items.id.embedding": "item", "item_bias.embedding": "item"}
+    config, ids = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup_steps=0), {"item": np.arange(3)}
+
+    def change(rate: float) -> dict[str, jax.Array]:
+        optimizer = make_optimizer(dataclasses.replace(config, table_rate=rate), 10, spaces)
+        state = optimizer.init(tree)
+        after, _ = optimizer.update(state, ids, state.dense, optimizer.rows(state, ids))
+        return jax.tree.map(lambda new, old: new - old, optimizer.parameters(after), tree)
+
+    plain, slowed = change(1.0), change(0.25)
+    np.testing.assert_allclose(slowed["items.id.embedding"], plain["items.id.embedding"] / 4, rtol=1e-5)
+    for other in ("item_bias.embedding", "dense.kernel"):
+        np.testing.assert_array_equal(slowed[other], plain[other])
+
+
+@pytest.mark.parametrize("average_decay", [0.0, 0.9])
+def test_training_with_rows_equals_training_whole_tables(table_folder: Path, average_decay: float) -> None:
+    """Row-wise Adagrad leaves rows without a gradient as they are, so the dense formula on whole tables does the same."""
+    task = make_task("retrieval", RunData(tiny_config(), table_folder, devices=1), [])
+    parameters = jax.jit(task.init)(jax.random.key(0))
+    rule, parallel = TableOptimizerConfig(eps=1e-3), DataParallel(jax.local_devices()[:1])
+    optimizer = Optimizer(optax.sgd(0.1), rule, lambda _: 0.1, task.tables, average_decay=average_decay)
+    step_fn = compile_step(task, optimizer, parallel, like=parameters)
+    state, table = parallel.replicate(optimizer.init(named(parameters))), named(parameters)
+    average, squares = table, {name: np.zeros(len(table[name])) for name in task.tables}
+    sizes = {space: len(table[name]) for name, space in task.tables.items()}
+
+    @jax.jit
+    def dense_gradient(leaves, split, shared, places, key):
+        # The rows of all ids, in the order of the batch's unique ones: a whole table seen through their places.
+        def total(leaves):
+            rows = {
+                name: leaves[name].at[places[space]].get(mode="fill", fill_value=0)
+                for name, space in task.tables.items()
+            }
+            return task.loss(assembled(parameters, leaves | rows), Batch(split, shared, places), key)
+
+        def mean(leaves):
+            loss = jax.vmap(lambda _: total(leaves), axis_name=AXIS)(jax.numpy.zeros(1))
+            return loss.total[0] / loss.examples[0]
+
+        return jax.grad(mean)(leaves)
+
+    for step in range(3):
+        batch, key = task.batch(step), jax.random.key(step)
+        state, _ = step_fn(state, *batch._replace(split=parallel.split(batch.split)), key)
+        gradient = dense_gradient(table, batch.split, batch.shared, batch.ids, jax.random.fold_in(key, 0))
+        table = dict(table)
+        for name in table:
+            change = np.asarray(gradient[name], np.float64)
+            if name in task.tables:
+                squares[name] += np.square(change).mean(1)
+                change = change / (np.sqrt(squares[name]) + 1e-3)[:, None]
+            table[name] = (table[name] - 0.1 * change).astype(np.float32)
+        average = {name: average_decay * average[name] + (1 - average_decay) * table[name] for name in table}
+    got = optimizer.parameters(parallel.local(parallel.unreplicate(state)))
+    assert sizes["item"] > 100
+    for name, expected in average.items():
+        np.testing.assert_allclose(got[name], expected, atol=2e-5, err_msg=name)

@@ -1,26 +1,33 @@
-"""The optimiser: AdamW with gradient clipping, warm-up and decay, from optax."""
+"""How parameters move: AdamW from optax on the dense weights, row-wise updates on the tables, one schedule and one clipping for both."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+
+from tenrec_jax.training import tables
+from tenrec_jax.training.tables import TableOptimizerConfig, TableState
+
+Named = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule.
+    """AdamW, its schedule and the tables' own rule.
 
     Attributes:
         learning_rate: peak rate.
         warmup_steps: steps of linear warm-up.
         schedule: "constant" after the warm-up, or "cosine" down to a hundredth of the peak.
         weight_decay: decoupled, on the matrices of dense layers.
-        table_rate: learning rate of the embedding tables, biases excepted, as a share of `learning_rate`. Adam moves a row met once as
-            far as one met often; a small share keeps a small log from being learned by heart.
-        b2: second-moment decay.
-        clip_norm: global norm to which gradients are clipped; 0 is off.
+        b2: second-moment decay of AdamW.
+        clip_norm: global norm to which gradients are clipped; 0 is off. Each row of a table counts once.
+        tables: the rule by which rows of tables move.
+        table_rate: learning rate of the tables, biases excepted, as a share of `learning_rate`. Adam moves a row met once as far as one
+            met often; a small share keeps a small log from being learned by heart.
     """
 
     learning_rate: float = 1e-3
@@ -29,7 +36,114 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     b2: float = 0.98
     clip_norm: float = 1.0
+    tables: TableOptimizerConfig = field(default_factory=TableOptimizerConfig)
     table_rate: float = 1.0
+
+
+class TrainState(NamedTuple):
+    """What a step updates.
+
+    Attributes:
+        step: steps done, int32.
+        dense, tables: parameters by name. `stored` tables: see `tables.TableState`.
+        optimizer: optax's state. table_states: by name.
+        average: moving average of the dense weights; empty where none is kept.
+    """
+
+    step: jax.Array
+    dense: Named
+    tables: Named
+    optimizer: optax.OptState
+    table_states: dict[str, TableState]
+    average: Named
+
+
+class Norms(NamedTuple):
+    """Global norms of a step: of the gradients before clipping, of the dense weights, and of their change."""
+
+    gradient: jax.Array
+    parameter: jax.Array
+    update: jax.Array
+
+
+class Optimizer:
+    """Moves the parameters of a stage.
+
+    Args:
+        dense: rule of the dense weights.
+        rule: rule of the tables. rate: learning rate of the tables by step.
+        spaces: id space of each table, by parameter name; the other parameters are dense.
+        table_rate, clip_norm: see `OptimizerConfig`.
+        average_decay: parameters that are evaluated and kept are an exponential moving average with this decay a step (Polyak and
+            Juditsky, 1992); 0 takes the latest.
+    """
+
+    def __init__(
+        self,
+        dense: optax.GradientTransformation,
+        rule: TableOptimizerConfig,
+        rate: optax.Schedule,
+        spaces: Mapping[str, str],
+        *,
+        table_rate: float = 1.0,
+        clip_norm: float = 0.0,
+        average_decay: float = 0.0,
+    ) -> None:
+        self._dense, self._rule, self._rate, self._spaces = dense, rule, rate, spaces
+        self._table_rate, self._clip_norm, self._average_decay = table_rate, clip_norm, average_decay
+
+    def init(self, parameters: Named) -> TrainState:
+        """The state before the first step."""
+        dense = {name: leaf for name, leaf in parameters.items() if name not in self._spaces}
+        stored = {name: leaf for name, leaf in parameters.items() if name in self._spaces}
+        averages = self._average_decay > 0
+        states = {name: tables.init(self._rule, table, average=averages) for name, table in stored.items()}
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, dense, stored, self._dense.init(dense), states, dense if averages else {})
+
+    def rows(self, state: TrainState, ids: Mapping[str, jax.Array]) -> Named:
+        """The rows of the tables that a batch names, [P, D] each; `ids` are the unique ids [P] of each space."""
+        return {
+            name: tables.gather(table, state.table_states[name], ids[self._spaces[name]])
+            for name, table in state.tables.items()
+        }
+
+    def update(
+        self, state: TrainState, ids: Mapping[str, jax.Array], gradient: Named, row_gradient: Named
+    ) -> tuple[TrainState, Norms]:
+        """One step, in place where the state is donated.
+
+        Args:
+            state: before it. ids: as for `rows`.
+            gradient: of the dense weights. row_gradient: of the rows; both averaged over the examples of all devices.
+        """
+        both = gradient, row_gradient
+        norm = optax.tree.norm(both)
+        gradient, row_gradient = tables.clip_by_global_norm(both, self._clip_norm)[0] if self._clip_norm else both
+        updates, optimizer = self._dense.update(gradient, state.optimizer, state.dense)
+        dense = optax.apply_updates(state.dense, updates)
+        stored, states = {}, {}
+        for name, table in state.tables.items():
+            rate = self._rate(state.step) * (1.0 if "_bias." in name else self._table_rate)
+            stored[name], states[name] = tables.update(
+                self._rule,
+                table,
+                state.table_states[name],
+                ids[self._spaces[name]],
+                row_gradient[name],
+                rate,
+                state.step,
+                average_decay=self._average_decay,
+            )
+        average = optax.incremental_update(dense, state.average, 1.0 - self._average_decay) if state.average else {}
+        norms = Norms(norm, optax.tree.norm(dense), optax.tree.norm(updates))
+        return TrainState(state.step + 1, dense, stored, optimizer, states, average), norms
+
+    def parameters(self, state: TrainState) -> Named:
+        """The parameters to evaluate and to keep, whole tables."""
+        whole = tables.average_table if self._average_decay else tables.current_table
+        named = {name: whole(table, state.table_states[name]) for name, table in state.tables.items()}
+        return named | (state.average or state.dense)
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -45,23 +159,22 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     return optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup_steps)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter, 2019) for a run of `steps`."""
-    adamw = optax.adamw(
-        learning_rate_schedule(config, steps), b2=config.b2, weight_decay=config.weight_decay, mask=_dense_matrices
+def make_optimizer(
+    config: OptimizerConfig, steps: int, spaces: Mapping[str, str], average_decay: float = 0.0
+) -> Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019) and the tables' rule, for a run of `steps`."""
+    rate = learning_rate_schedule(config, steps)
+    dense = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices)
+    return Optimizer(
+        dense,
+        config.tables,
+        rate,
+        spaces,
+        table_rate=config.table_rate,
+        clip_norm=config.clip_norm,
+        average_decay=average_decay,
     )
-    slowed = optax.masked(optax.scale(config.table_rate), _tables)
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, adamw, slowed)
 
 
-def _dense_matrices(parameters: Any) -> Any:
-    return _where(parameters, lambda name: "'kernel'" in name)
-
-
-def _tables(parameters: Any) -> Any:
-    return _where(parameters, lambda name: "'embedding'" in name and "_bias'" not in name)
-
-
-def _where(parameters: Any, chosen: Callable[[str], bool]) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: chosen(jax.tree_util.keystr(path)), parameters)
+def _matrices(parameters: Named) -> dict[str, Any]:
+    return {name: name.endswith(".kernel") for name in parameters}

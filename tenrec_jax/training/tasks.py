@@ -15,7 +15,9 @@ from tenrec_jax.models.losses import action_losses, pairwise_losses, sampled_sof
 from tenrec_jax.models.ranker import Ranker, RankerConfig
 from tenrec_jax.models.slots import slots_of
 from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
+from tenrec_jax.parameters import named
 from tenrec_jax.timeline import Timeline
+from tenrec_jax.training.id_spaces import ITEM, TABLES, located
 from tenrec_jax.training.parallel import AXIS
 from tenrec_jax.training.trainer import Batch, LossSum
 
@@ -31,10 +33,17 @@ class ScoredTimelines(NamedTuple):
 
 
 class RetrievalShared(NamedTuple):
-    """The drawn negatives of a step: ids and categories [N]."""
+    """What all devices need in a step.
+
+    Attributes:
+        item, category: of the drawn negatives, [N].
+        in_batch, drawn: probability of each unique item [P] to be a click of a batch, and to be drawn.
+    """
 
     item: np.ndarray
     category: np.ndarray
+    in_batch: np.ndarray
+    drawn: np.ndarray
 
 
 class RetrievalTask:
@@ -68,30 +77,36 @@ class RetrievalTask:
         evaluate: Evaluate,
     ) -> None:
         self._item_start = item_start
+        self._in_batch_probability = in_batch.probability.astype(np.float32)
+        self._drawn_probability = negatives.items.probability.astype(np.float32)
         self._make = lambda key: TwoTower(config, vocabulary, rngs=nnx.Rngs(key))
         self.graphdef = nnx.split(nnx.eval_shape(lambda: self._make(0)))[0]
+        self._vocabulary, self.tables = vocabulary, _tables(nnx.eval_shape(lambda: self.init(jax.random.key(0))))
         self._batches, self._negatives, self._category, self._log_q = batches, negatives, category, log_q
-        self._in_batch_probability = jnp.asarray(in_batch.probability, jnp.float32)
-        self._drawn_probability = jnp.asarray(negatives.items.probability, jnp.float32)
         self.steps_per_epoch = batches.steps_per_epoch
         self.evaluate = evaluate
 
-    def init(self, key: jax.Array) -> Any:
+    def init(self, key: jax.Array) -> nnx.State:
         model = self._make(key)
         _start_items(model.items, self._item_start)
         if model.item_bias is not None:
             # One click more for every item: those never clicked start below all others, but not at minus infinity.
-            click_N1 = self._in_batch_probability
+            click_N1 = jnp.asarray(self._in_batch_probability)
             share_N1 = click_N1 + jnp.where(click_N1 > 0, click_N1, 1.0).min()
             model.item_bias.embedding[...] = jnp.log(share_N1 / share_N1.sum())[:, None]
         return nnx.split(model)[1]
 
     def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
-        batch = self._batches(step, process_index, process_count)
-        item = self._negatives.draw(step)
-        return Batch(ScoredTimelines(batch.timeline, batch.score), RetrievalShared(item, self._category[item]))
+        item_N = self._negatives.draw(step)
+        batch = self._batches(step)
+        ids, timeline, item, category = located(batch.timeline, item_N, self._category[item_N], self._vocabulary)
+        # Padding stands for no item; what is read for it is never used.
+        item_P = np.where(ids[ITEM] < self._vocabulary.items, ids[ITEM], 0)
+        shared = RetrievalShared(item, category, self._in_batch_probability[item_P], self._drawn_probability[item_P])
+        split = _stretch(ScoredTimelines(timeline, batch.score), process_index, process_count)
+        return Batch(split, shared, ids)
 
-    def loss(self, parameters: Any, batch: Batch, key: jax.Array) -> LossSum:
+    def loss(self, parameters: nnx.State, batch: Batch, key: jax.Array) -> LossSum:
         model: TwoTower = nnx.merge(self.graphdef, parameters)
         timeline, shared = batch.split.timeline, batch.shared
         query_BTD, events = model.queries(timeline, key), timeline.events
@@ -105,15 +120,14 @@ class RetrievalTask:
         negative_ND = jnp.concatenate([gathered_ND, model.item_vectors(shared.item, shared.category)])
         negative_id_N = jnp.concatenate([item_N, shared.item])
         real_N = jnp.concatenate([counts_N, jnp.ones(shared.item.shape, bool)])
-        log_expected_N = jnp.where(real_N, self._log_expected(negative_id_N, counts_N.sum(), len(shared.item)), jnp.inf)
+        log_expected_N = jnp.where(real_N, self._log_expected(shared, negative_id_N, counts_N.sum()), jnp.inf)
         total = sampled_softmax(query_PD, positive_PD, item_P, negative_ND, negative_id_N, log_expected_N, counts_P)
         return LossSum(total, counts_P.sum())
 
-    def _log_expected(self, item_N: jax.Array, in_batch: jax.Array, drawn: int) -> jax.Array:
+    def _log_expected(self, shared: RetrievalShared, item_N: jax.Array, in_batch: jax.Array) -> jax.Array:
         if not self._log_q:
             return jnp.zeros(item_N.shape)
-        expected_N = in_batch * self._in_batch_probability[item_N] + drawn * self._drawn_probability[item_N]
-        return jnp.log(expected_N)
+        return jnp.log(in_batch * shared.in_batch[item_N] + len(shared.item) * shared.drawn[item_N])
 
 
 class RankingTask:
@@ -148,14 +162,15 @@ class RankingTask:
         self._item_start = item_start
         self._make = lambda key: Ranker(config, vocabulary, rngs=nnx.Rngs(key))
         self.graphdef = nnx.split(nnx.eval_shape(lambda: self._make(0)))[0]
-        self._batches, self._weight_A = batches, jnp.asarray(action_weights)
+        self._vocabulary, self._batches, self._weight_A = vocabulary, batches, jnp.asarray(action_weights)
         self._pairwise_weight = pairwise_weight
         self._item_logit, user_logit = _start_logit(item_rate), _start_logit(user_rate)
         self._user_logit = user_logit - user_logit[0]
+        self.tables = _tables(nnx.eval_shape(lambda: self.init(jax.random.key(0))))
         self.steps_per_epoch = batches.steps_per_epoch
         self.evaluate = evaluate
 
-    def init(self, key: jax.Array) -> Any:
+    def init(self, key: jax.Array) -> nnx.State:
         model = self._make(key)
         _start_items(model.items, self._item_start)
         model.item_bias.embedding[...] = jnp.asarray(self._item_logit, jnp.float32)
@@ -164,10 +179,12 @@ class RankingTask:
         return nnx.split(model)[1]
 
     def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
-        batch = self._batches(step, process_index, process_count)
-        return Batch(ScoredTimelines(batch.timeline, batch.score), ())
+        batch, nothing = self._batches(step), np.zeros(0, np.int32)
+        ids, timeline, _, _ = located(batch.timeline, nothing, nothing, self._vocabulary)
+        split = _stretch(ScoredTimelines(timeline, batch.score), process_index, process_count)
+        return Batch(split, (), ids)
 
-    def loss(self, parameters: Any, batch: Batch, key: jax.Array) -> LossSum:
+    def loss(self, parameters: nnx.State, batch: Batch, key: jax.Array) -> LossSum:
         model: Ranker = nnx.merge(self.graphdef, parameters)
         timeline, score_BT = batch.split
         logit_BTA = model.timeline_logits(timeline, key)
@@ -178,6 +195,20 @@ class RankingTask:
             pairwise_A = pairwise_losses(logit_BTA, action_BTA, score_BT, slots, jax.random.fold_in(key, 1))
             losses_A = losses_A + self._pairwise_weight * pairwise_A
         return LossSum((losses_A * self._weight_A).sum(), score_BT.sum())
+
+
+def _tables(parameters: nnx.State) -> dict[str, str]:
+    """The id spaces of the tables that a model has."""
+    return {name: TABLES[name] for name in named(parameters) if name in TABLES}
+
+
+def _stretch(batch: ScoredTimelines, process_index: int, process_count: int) -> ScoredTimelines:
+    """A process's rows. All processes assemble the whole batch, since all update the rows of its ids."""
+    rows = len(batch.score)
+    if rows % process_count:
+        raise ValueError(f"{rows} rows cannot be divided by {process_count} processes")
+    share = rows // process_count
+    return jax.tree.map(lambda x: x[process_index * share : (process_index + 1) * share], batch)
 
 
 def _start_logit(rate: np.ndarray) -> np.ndarray:

@@ -20,11 +20,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import optax
+from flax import nnx
 
+from tenrec_jax.parameters import assembled, named
 from tenrec_jax.training.checkpoints import Checkpoints, Progress
 from tenrec_jax.training.metrics_writer import DATA_WAIT_SHARE, MetricsWriter, progress_bar
-from tenrec_jax.training.optimizers import OptimizerConfig, make_optimizer
+from tenrec_jax.training.optimizers import Named, Norms, Optimizer, OptimizerConfig, TrainState, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel
 
 LOG_EVERY = 20
@@ -38,9 +39,8 @@ class TrainConfig:
         epochs: passes over the training timelines, at most.
         evaluate_every: epochs between evaluations on the validation rows.
         patience: evaluations without a new best after which training stops; 0 never stops early.
-        average_decay: the parameters that are evaluated and kept are an exponential moving average with this decay a step (Polyak and
-            Juditsky, 1992); 0 takes the latest.
-        optimizer: AdamW and its schedule.
+        average_decay: decay of the moving average of the parameters that is evaluated and kept; 0 takes the latest. See `Optimizer`.
+        optimizer: how the parameters move.
     """
 
     epochs: int
@@ -51,10 +51,14 @@ class TrainConfig:
 
 
 class Batch(NamedTuple):
-    """One step's arrays: `split` is divided over the devices by its leading axis, `shared` is the same on all."""
+    """One step's arrays: `split` is divided over the devices by its leading axis, `shared` and `ids` are the same on all.
+
+    `ids` are the unique ids [P] of each id space in the whole batch; the ids within `split` and `shared` are places among them.
+    """
 
     split: Any
     shared: Any
+    ids: dict[str, Any]
 
 
 class LossSum(NamedTuple):
@@ -65,36 +69,42 @@ class LossSum(NamedTuple):
 
 
 class Task(Protocol):
-    """What the loop needs to know of a stage."""
+    """What the loop needs to know of a stage.
+
+    Attributes:
+        name: of the stage.
+        steps_per_epoch: steps of one pass over the training rows.
+        tables: id space of each embedding table, by parameter name.
+    """
 
     name: str
     steps_per_epoch: int
+    tables: dict[str, str]
 
-    def init(self, key: jax.Array) -> Any:
-        """Fresh parameters, a tree of arrays."""
+    def init(self, key: jax.Array) -> nnx.State:
+        """Fresh parameters."""
 
     def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
         """The host's arrays of one step, a pure function of it; of `split`, one process's stretch of the rows."""
 
-    def loss(self, parameters: Any, batch: Batch, key: jax.Array) -> LossSum:
-        """One device's loss; may gather over the axis `AXIS`."""
+    def loss(self, parameters: nnx.State, batch: Batch, key: jax.Array) -> LossSum:
+        """One device's loss; may gather over the axis `AXIS`. Tables hold the rows of `batch.ids` alone."""
 
-    def evaluate(self, parameters: Any) -> tuple[float, dict[str, float]]:
+    def evaluate(self, parameters: nnx.State) -> tuple[float, dict[str, float]]:
         """The selection metric on the validation rows, larger is better, and all metrics to write down."""
 
 
-class TrainState(NamedTuple):
-    """What a step updates: the parameters, their moving average and the optimiser's state."""
+class StepReport(NamedTuple):
+    """What a step tells: the loss of the whole batch and the norms of the update."""
 
-    parameters: Any
-    average: Any
-    optimizer: optax.OptState
+    loss: jax.Array
+    norms: Norms
 
 
 class FitResult(NamedTuple):
     """The best parameters, the step they come from, the steps run in all, and the seconds that this process spent."""
 
-    parameters: Any
+    parameters: nnx.State
     best_step: int
     steps: int
     seconds: float
@@ -115,13 +125,13 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
     """
     began = time.perf_counter()
     steps = config.epochs * task.steps_per_epoch
-    optimizer = make_optimizer(config.optimizer, steps)
+    optimizer = make_optimizer(config.optimizer, steps, task.tables, config.average_decay)
     init_key, dropout_key = jax.random.split(jax.random.key(seed))
     parameters = jax.jit(task.init)(init_key)
-    fresh = TrainState(parameters, parameters, optimizer.init(parameters))
+    fresh = optimizer.init(named(parameters))
     checkpoints = Checkpoints(workdir / "checkpoints" / task.name)
     state, progress = checkpoints.latest(fresh) or (fresh, Progress(0, 0, float("-inf"), 0))
-    step_fn = compile_step(task, optimizer, parallel, config.average_decay)
+    step_fn = compile_step(task, optimizer, parallel, like=parameters)
     replicated = parallel.replicate(state)
     writer = MetricsWriter(workdir, task.name, resume_from=progress.step) if parallel.is_main else None
     bar = progress_bar(steps, f"train {task.name}", initial=progress.step, disable=not parallel.is_main)
@@ -131,26 +141,27 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
         if _stopped_early(config, progress):
             break
         # A batch that comes while the step before still runs has kept nobody waiting.
-        if previous is None or previous.is_ready():
+        if previous is None or previous.loss.is_ready():
             waited += blocked
-        replicated, loss = step_fn(replicated, batch.split, batch.shared, jax.random.fold_in(dropout_key, step))
-        # The loss of the step before is read after this one is dispatched: the device never waits for the host.
+        replicated, report = step_fn(replicated, *batch, jax.random.fold_in(dropout_key, step))
+        # The report of the step before is read after this one is dispatched: the device never waits for the host.
         if previous is not None and step % LOG_EVERY == 0:
-            loss_before, share = float(parallel.unreplicate(previous)), waited / (time.perf_counter() - since)
+            before, share = parallel.unreplicate(previous), waited / (time.perf_counter() - since)
             if writer:
-                writer.write(step, {"loss": loss_before, DATA_WAIT_SHARE: share})
+                norms = {f"{name}_norm": float(norm) for name, norm in before.norms._asdict().items()}
+                writer.write(step, {"loss": float(before.loss), **norms, DATA_WAIT_SHARE: share})
             bar.set_postfix(
-                loss=f"{loss_before:.4f}", best=f"{progress.best_value:.4f}", wait=f"{share:.0%}", refresh=False
+                loss=f"{float(before.loss):.4f}", best=f"{progress.best_value:.4f}", wait=f"{share:.0%}", refresh=False
             )
             waited, since = 0.0, time.perf_counter()
-        previous = loss
+        previous = report
         bar.update()
         done = step + 1
         if done % evaluate_every == 0 or done == steps:
             state = parallel.unreplicate(replicated)
             value = float("nan")
             if writer:
-                value, metrics = task.evaluate(parallel.local(state.average))
+                value, metrics = task.evaluate(assembled(parameters, optimizer.parameters(parallel.local(state))))
                 writer.write(done, metrics)
             value = parallel.from_main(value)
             better = value > progress.best_value
@@ -167,29 +178,34 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
         writer.close()
     checkpoints.close()
     best, _ = Checkpoints(workdir / "checkpoints" / task.name).restore(progress.best_step, fresh)
-    return FitResult(best.average, progress.best_step, progress.step, time.perf_counter() - began)
+    best_parameters = assembled(parameters, optimizer.parameters(best))
+    return FitResult(best_parameters, progress.best_step, progress.step, time.perf_counter() - began)
 
 
-def compile_step(
-    task: Task, optimizer: optax.GradientTransformation, parallel: DataParallel, average_decay: float
-) -> Callable:
-    """The step of a task: (replicated state, split batch, shared batch, key) -> (state, loss of the whole batch on every device)."""
+def compile_step(task: Task, optimizer: Optimizer, parallel: DataParallel, like: nnx.State) -> Callable:
+    """The step of a task: (replicated state, split batch, shared batch, ids, key) -> (state, report), the same on every device.
 
-    def step(state: TrainState, split: Any, shared: Any, key: jax.Array) -> tuple[TrainState, jax.Array]:
+    Args:
+        task, optimizer, parallel: what, how and where.
+        like: parameters of the task, for their structure.
+    """
+
+    def step(
+        state: TrainState, split: Any, shared: Any, ids: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
-        def total(parameters: Any) -> tuple[jax.Array, jax.Array]:
-            return task.loss(parameters, Batch(split, shared), key)
+        def total(dense: Named, rows: Named) -> tuple[jax.Array, jax.Array]:
+            return task.loss(assembled(like, dense | rows), Batch(split, shared, ids), key)
 
-        (loss_sum, examples), gradients = jax.value_and_grad(total, has_aux=True)(state.parameters)
+        differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+        (loss, examples), gradients = differentiate(state.dense, optimizer.rows(state, ids))
         examples = jnp.maximum(jax.lax.psum(examples, AXIS), 1)
-        loss, gradients = jax.tree.map(lambda x: jax.lax.psum(x, AXIS) / examples, (loss_sum, gradients))
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
-        average = optax.incremental_update(parameters, state.average, 1.0 - average_decay)
-        return TrainState(parameters, average, optimizer_state), loss
+        loss, gradients = jax.tree.map(lambda x: jax.lax.psum(x, AXIS) / examples, (loss, gradients))
+        state, norms = optimizer.update(state, ids, *gradients)
+        return state, StepReport(loss, norms)
 
-    return parallel.compile(step, broadcast=(2, 3))
+    return parallel.compile(step, broadcast=(2, 3, 4))
 
 
 def _prefetched(task: Task, parallel: DataParallel, start: int, stop: int) -> Iterator[tuple[int, Batch, float]]:
@@ -197,7 +213,7 @@ def _prefetched(task: Task, parallel: DataParallel, start: int, stop: int) -> It
 
     def load(step: int) -> Batch:
         batch = task.batch(step, parallel.process_index, parallel.process_count)
-        return Batch(parallel.split(batch.split), batch.shared)
+        return batch._replace(split=parallel.split(batch.split))
 
     with ThreadPoolExecutor(1) as pool:
         ahead: deque[Future[Batch]] = deque()
