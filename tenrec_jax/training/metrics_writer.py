@@ -50,9 +50,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def progress_bar(
-    total: int, description: str, *, initial: int = 0, unit: str = "step", disable: bool = False
-) -> tqdm:
+def progress_bar(total: int, description: str, *, initial: int = 0, unit: str = "step", disable: bool = False) -> tqdm:
     """A progress bar with rate and ETA, on standard error; one that shows nothing if `disable`."""
     description = f"{description:<22}"
     return tqdm(

@@ -169,7 +169,9 @@ def join_processes(count: int, environment: Mapping[str, str] = os.environ) -> b
     else:
         return False
     if found != count:
-        raise UserError(f"The environment makes this one of {found} processes: pass --num_processes={found}, not {count}.")
+        raise UserError(
+            f"The environment makes this one of {found} processes: pass --num_processes={found}, not {count}."
+        )
     # The service would catch SIGTERM and let the process run on; runs end at once and resume from their checkpoint.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(**place)
