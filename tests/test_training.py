@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
@@ -24,7 +23,7 @@ from tenrec_jax.timeline import Timeline
 from tenrec_jax.training.metrics_writer import DATA_WAIT_SHARE
 from tenrec_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel
-from tenrec_jax.training.trainer import Batch, FitResult, Task, TrainConfig, TrainState, compile_step, fit
+from tenrec_jax.training.trainer import Batch, FitResult, Task, TrainConfig, fit
 
 
 @pytest.fixture(scope="module")
@@ -110,30 +109,6 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(stage: str, tabl
     assert resumed.best_step == whole.best_step
     assert_equal_trees(resumed.parameters, whole.parameters, rtol=0, atol=0)
     assert without_waits(lines(tmp_path / "parts")) == without_waits(lines(tmp_path / "whole"))
-
-
-@pytest.mark.parametrize("stage", ["retrieval", "ranking"])
-def test_more_devices_train_the_same_model(stage: str, table_folder: Path) -> None:
-    # Dropout draws per device, so it is off. SGD, since Adam turns the rounding of a zero gradient into a full step.
-    config = tiny_config()
-    part = getattr(config, stage)
-    model = dataclasses.replace(part.model, encoder=dataclasses.replace(part.model.encoder, dropout=0.0))
-    config = dataclasses.replace(config, **{stage: dataclasses.replace(part, model=model)})
-    task = make_task(stage, RunData(config, table_folder, devices=4), [])
-    optimizer, results = optax.sgd(0.1), []
-    for devices in (1, 2, 4):
-        parallel = DataParallel(jax.local_devices()[:devices])
-        parameters = jax.jit(task.init)(jax.random.key(0))
-        state = parallel.replicate(TrainState(parameters, parameters, optimizer.init(parameters)))
-        step_fn, losses = compile_step(task, optimizer, parallel, 0.5), []
-        for step in range(3):
-            batch = task.batch(step)
-            state, loss = step_fn(state, parallel.split(batch.split), batch.shared, jax.random.key(1))
-            losses.append(float(loss[0]))
-        results.append((losses, parallel.unreplicate(state).average))
-    for losses, parameters in results[1:]:
-        np.testing.assert_allclose(losses, results[0][0], rtol=1e-5)
-        assert_equal_trees(parameters, results[0][1], rtol=1e-5, atol=1e-6)
 
 
 def test_the_best_evaluation_is_returned_and_patience_stops(table_folder: Path, tmp_path: Path) -> None:
