@@ -164,6 +164,23 @@ leave_processes()
         assert "2 shard_map 0.1" in out
 
 
+def test_the_slurm_script_runs_the_command_as_as_many_processes_as_it_has_tasks(tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text("#!/bin/bash\necho $NPROC $*\n")
+    (tmp_path / "srun").chmod(0o755)
+    job = {"SLURM_SUBMIT_DIR": ROOT, "SLURM_NTASKS": 8, "SLURM_CPUS_PER_TASK": 6, "PYTHON": "python3"}
+    command = ["bash", ROOT / "experiments" / "cluster" / "slurm.sbatch", "--workdir=runs/a"]
+    result = subprocess.run(
+        command,
+        env=environment(**job, PATH=f"{tmp_path}:{os.environ['PATH']}"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == (
+        "6 --kill-on-bad-exit=1 --cpus-per-task=6 python3 experiments/launch.py --num_processes=8 --workdir=runs/a\n"
+    )
+
+
 WAITING_WORKER = """
 import os, signal, sys
 from pathlib import Path
