@@ -3,14 +3,17 @@
     python experiments/launch.py                                                  the quick start on a synthetic log
     python experiments/launch.py --config=experiments/configs/sequences.py --config.data.path=FILE
     python experiments/launch.py --config=experiments/configs/tenrec.py:ctr_1m --workdir=runs/ctr --dry_run
+    python experiments/launch.py --num_processes=2                                the same on two processes of this machine
 
 Any setting of a config can be overridden: --config.retrieval.train.epochs=20. The same command again resumes; a finished run prints its
-results.
+results. Where Slurm or Kubernetes starts the processes, each runs the same command: see experiments/README.md.
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import cast
 
 from absl import flags
 from absl import logging as absl_logging
@@ -21,6 +24,8 @@ from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.report import results_table
 from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.plan import describe
+from tenrec_jax.training.parallel import DataParallel, How, join_processes, leave_processes
+from tenrec_jax.training.workers import end_with_launcher, supervise
 
 QUICK_START = Path(__file__).parent / "configs" / "quickstart.py"
 
@@ -33,20 +38,64 @@ RUN_STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run; finished 
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Check the config, print the plan and the parameter tables, train nothing."
 )
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes",
+    1,
+    "Processes of the run. Where the environment names their coordinator this is one of them; elsewhere all are started here.",
+    lower_bound=1,
+)
+PARALLEL = flags.DEFINE_enum(
+    "parallel",
+    "auto",
+    ["auto", "pmap", "shard_map"],
+    "How devices share a step; auto is pmap in one process and shard_map over several. The results are the same.",
+)
+
+logger = logging.getLogger("tenrec_jax")
 
 
 def main(arguments: list[str]) -> int:
-    """Parse the command line and run. Returns the exit code: 0 done, 2 wrong use or bad input."""
+    """Parse the command line and run. Returns the exit code: 0 done, 1 a worker died, 2 wrong use or bad input."""
     if {"--help", "-h"} & set(arguments):
         sys.stdout.write(_help())
         return 0
     try:
         config = _parse(arguments)
-        _run(config, Path(WORKDIR.value or Path("runs") / config.name))
+        workdir = Path(WORKDIR.value or Path("runs") / config.name)
+        if DRY_RUN.value:
+            _run(config, workdir)
+        elif join_processes(NUM_PROCESSES.value):
+            _work(config, workdir)
+        elif NUM_PROCESSES.value > 1:
+            return supervise([sys.executable, *arguments], NUM_PROCESSES.value)
+        else:
+            _run(config, workdir)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
+
+
+def _work(config: RunConfig, workdir: Path) -> None:
+    """Run as one of several processes.
+
+    An error ends the process at once: to leave in order it would wait for the others, which wait for it. Whoever started them stops them.
+    """
+    end_with_launcher()
+    try:
+        _run(config, workdir)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        code = 2
+    except BaseException:
+        logger.exception("the run failed")
+        code = 1
+    else:
+        leave_processes()
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _help() -> str:
@@ -73,13 +122,16 @@ def _parse(arguments: list[str]) -> RunConfig:
 
 def _run(config: RunConfig, workdir: Path) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("tenrec_jax").setLevel(logging.INFO)
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
-    pipeline = Pipeline(config, workdir)
+    parallel = DataParallel(how=cast(How, PARALLEL.value))
+    logger.setLevel(logging.INFO if parallel.is_main else logging.WARNING)
+    pipeline = Pipeline(config, workdir, parallel)
     if DRY_RUN.value:
         sys.stdout.write(describe(config))
         return
     results = pipeline.run(RUN_STAGES.value)
+    if not parallel.is_main:
+        return
     if results:
         sys.stdout.write(results_table(results) + "\n")
     if pipeline.finished:

@@ -7,7 +7,8 @@
     evaluate   validation and, once, test                             eval/val.json  eval/test.json
     export     id maps, histories, rules, manifest; the report        recommender/  report.html
 
-A finished stage is written down in `stages.json` and not run again; an unfinished one goes on from its checkpoint.
+A finished stage is written down in `stages.json` and not run again; an unfinished one goes on from its checkpoint. Of several processes
+all train, and the first alone runs the other stages while the rest wait.
 """
 
 import dataclasses
@@ -21,7 +22,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from tenrec_jax import artifact
@@ -46,6 +46,7 @@ from tenrec_jax.training.trainer import Task, TrainConfig, fit
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("tenrec_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pyarrow", "scann")
+TRAINED_STAGES = ("retrieval", "ranking")
 INDEX_DEPTH, INDEX_QUERIES = 100, 1000
 
 
@@ -54,16 +55,17 @@ class Pipeline:
 
     Args:
         config: of the run.
-        workdir: made by `run` if absent.
+        workdir: made by `run` if absent; in a run of several processes, one that all share.
+        parallel: devices to train on; by default all there are.
 
     Raises:
         UserError: the folder holds a run of another configuration; the message lists the differences.
     """
 
-    def __init__(self, config: RunConfig, workdir: Path) -> None:
+    def __init__(self, config: RunConfig, workdir: Path, parallel: DataParallel | None = None) -> None:
         self.config, self.workdir = config, workdir
         _refuse_other_config(config, workdir)
-        self._parallel = DataParallel()
+        self._parallel = parallel or DataParallel()
         self._data = RunData(config, workdir / "table", self._parallel.size)
 
     def run(self, stages: Sequence[str] = STAGES) -> dict[str, Any]:
@@ -79,19 +81,27 @@ class Pipeline:
         if unknown:
             raise UserError(f"--stages: {', '.join(unknown)} is no stage. The stages are {', '.join(STAGES)}.")
         self.workdir.mkdir(parents=True, exist_ok=True)
+        # Read before the main process can write more of them: all see the same.
+        done = set(self._stages())
+        self._parallel.wait("stages read")
         for place, stage in enumerate(STAGES):
-            if stage not in stages or self._is_done(stage):
+            if stage not in stages or stage in done:
                 continue
-            missing = [earlier for earlier in STAGES[:place] if not self._is_done(earlier)]
+            missing = [earlier for earlier in STAGES[:place] if earlier not in done]
             if missing:
                 raise UserError(f"Stage {stage} needs {', '.join(missing)} first: add them to --stages.")
-            write_json(self.workdir / "config.json", dataclasses.asdict(self.config))
-            write_json(self.workdir / "env.json", _environment())
             began = time.perf_counter()
             logger.info("[%d/%d] %s", place + 1, len(STAGES), stage)
-            getattr(self, f"_run_{stage}")()
-            self._mark_done(stage, time.perf_counter() - began)
-        if all(self._is_done(stage) for stage in STAGES) and not self.finished:
+            if self._parallel.is_main:
+                write_json(self.workdir / "config.json", dataclasses.asdict(self.config))
+                write_json(self.workdir / "env.json", _environment(self._parallel))
+            if self._parallel.is_main or stage in TRAINED_STAGES:
+                getattr(self, f"_run_{stage}")()
+            if self._parallel.is_main:
+                self._mark_done(stage, time.perf_counter() - began)
+            self._parallel.wait(f"stage {stage} done")
+            done.add(stage)
+        if self._parallel.is_main and done.issuperset(STAGES) and not self.finished:
             write_text(self.workdir / "DONE", "")
         results = self.workdir / "eval" / "test.json"
         return read_json(results) if results.exists() else {}
@@ -186,7 +196,8 @@ class Pipeline:
 
     def _fit(self, task: Task, config: TrainConfig, weights: str) -> None:
         result = fit(task, config, workdir=self.workdir, seed=self.config.seed, parallel=self._parallel)
-        artifact.save_weights(self.recommender / weights, result.parameters)
+        if self._parallel.is_main:
+            artifact.save_weights(self.recommender / weights, result.parameters)
 
     def _results(self, part: Part) -> dict[str, Any]:
         bootstrap = {"seed": self.config.seed, "resamples": self.config.evaluation.resamples}
@@ -242,9 +253,6 @@ class Pipeline:
         path = self.workdir / "stages.json"
         return read_json(path) if path.exists() else {}
 
-    def _is_done(self, stage: str) -> bool:
-        return stage in self._stages()
-
     def _mark_done(self, stage: str, seconds: float) -> None:
         write_json(self.workdir / "stages.json", self._stages() | {stage: {"seconds": round(seconds, 2)}})
 
@@ -274,12 +282,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _environment() -> dict[str, Any]:
+def _environment(parallel: DataParallel) -> dict[str, Any]:
     installed = {distribution.metadata["Name"] for distribution in metadata.distributions()}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.local_devices()],
+        "devices": [f"{device.platform}:{device.device_kind}" for device in parallel.devices],
+        "processes": parallel.process_count,
+        "parallel": parallel.how,
         "command": sys.argv,
         "packages": {name: metadata.version(name) for name in PACKAGES if name in installed},
     }

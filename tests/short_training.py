@@ -18,9 +18,12 @@ from tenrec_jax.training.optimizers import Optimizer
 from tenrec_jax.training.parallel import DataParallel, join_processes, leave_processes
 from tenrec_jax.training.tables import TableOptimizerConfig
 from tenrec_jax.training.trainer import Task, compile_step
+from tenrec_jax.training.workers import end_with_launcher
 
 STEPS, DEVICES = 50, 4
 STAGES = ("retrieval", "ranking")
+# In the training that several processes share: a device draws by its place among all devices.
+DROPOUT = {"retrieval": 0.1, "ranking": 0.0}
 
 
 class Trained(NamedTuple):
@@ -28,6 +31,11 @@ class Trained(NamedTuple):
 
     loss: np.ndarray
     weight: np.ndarray
+
+
+def quick_compilation() -> None:
+    """Compile in half the time, to slower code: these programs run for fractions of a second."""
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def write_table(folder: Path) -> None:
@@ -93,13 +101,15 @@ def train(task: Task, parallel: DataParallel, steps: int = STEPS) -> Trained:
 
 
 def main(table: str, out: str, processes: str) -> None:
-    """Train both stages as one of several processes and save what came out."""
-    jax.config.update("jax_num_cpu_devices", DEVICES // int(processes))
+    """Train both stages as one of several processes of one device each, and save what came out."""
+    end_with_launcher()
+    quick_compilation()
+    jax.config.update("jax_num_cpu_devices", 1)
     if not join_processes(int(processes)):
         raise SystemExit("the environment names no coordinator")
     parallel = DataParallel()
     for stage in STAGES:
-        trained = train(make_task(stage, Path(table), dropout=0.1), parallel)
+        trained = train(make_task(stage, Path(table), dropout=DROPOUT[stage]), parallel)
         np.savez(Path(out) / f"{stage}{parallel.process_index}.npz", **trained._asdict())
     leave_processes()
 

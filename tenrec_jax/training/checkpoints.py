@@ -7,7 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-METRIC = "selection"
+METRIC, STEP = "selection", "step"
 
 
 class Progress(NamedTuple):
@@ -32,8 +32,12 @@ class Checkpoints:
         def metric(metrics: dict[str, float]) -> float:
             return metrics[METRIC]
 
+        def first_best(metrics: dict[str, float]) -> tuple[float, float]:
+            # Of equal evaluations the first is the best one, for selection too; Orbax alone would keep the last.
+            return metrics[METRIC], -metrics[STEP]
+
         keep = checkpoint_managers.AnyPreservationPolicy(
-            [checkpoint_managers.LatestN(1), checkpoint_managers.BestN(get_metric_fn=metric, n=1)]
+            [checkpoint_managers.LatestN(1), checkpoint_managers.BestN(get_metric_fn=first_best, n=1)]
         )
         options = ocp.CheckpointManagerOptions(best_fn=metric, best_mode="max", preservation_policy=keep)
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
@@ -45,7 +49,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress._asdict()))
             ),
-            metrics={METRIC: value},
+            metrics={METRIC: value, STEP: progress.step},
         )
 
     def latest(self, like: Any) -> tuple[Any, Progress] | None:
