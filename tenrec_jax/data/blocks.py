@@ -8,6 +8,7 @@ and its reason.
 """
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,6 +48,10 @@ class ParsedBlock(NamedTuple):
     rows: pa.RecordBatch
     bad: list[BadRow]
     lines: int
+
+
+# A part of a log that is yet to be parsed. It can be pickled, and any process that calls it gets the same result.
+Piece = Callable[[], ParsedBlock]
 
 
 def parse_block(block: TextBlock, layout: Layout) -> ParsedBlock:

@@ -2,21 +2,18 @@
 
 import csv
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from tenrec_jax.data.blocks import Layout, ParsedBlock, parse_block
+from tenrec_jax.data.blocks import Layout, Piece, parse_block
 from tenrec_jax.data.schema import Column, Kind, Role, kinds_with_header
-from tenrec_jax.data.sources import TextBlock, first_line_of, open_text, text_blocks
+from tenrec_jax.data.sources import first_line_of, open_text, text_blocks
 from tenrec_jax.data.values import problem_of
 from tenrec_jax.errors import UserError
 
 SEPARATORS = ",;\t|"
-THREADS = 2
 
 
 class CsvLog:
@@ -40,34 +37,13 @@ class CsvLog:
             self.kind = _with_id_types(paths[0], kind)
         self._layouts = [_layout(path, self.kind) for path in paths]
 
-    def read(self, *, progress: bool) -> Iterator[ParsedBlock]:
-        """The blocks of all files, in order, parsed by `THREADS` threads."""
-        with ThreadPoolExecutor(THREADS) as pool:
-            for path, layout in zip(self._paths, self._layouts, strict=True):
-                with open_text(path, progress=progress) as file:
-                    _, rest = first_line_of(file, str(path))
-                    blocks = text_blocks(file, str(path), first_line=2, start=rest)
-                    yield from _in_order(pool, partial(parse_block, layout=layout), blocks)
-
-    def blocks(self) -> Iterator[tuple[TextBlock, Layout]]:
-        """The blocks of all files, in order, not parsed."""
+    def pieces(self, *, progress: bool) -> Iterator[Piece]:
+        """The blocks of all files, in order."""
         for path, layout in zip(self._paths, self._layouts, strict=True):
-            with open_text(path) as file:
+            with open_text(path, progress=progress) as file:
                 _, rest = first_line_of(file, str(path))
                 for block in text_blocks(file, str(path), first_line=2, start=rest):
-                    yield block, layout
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, parse: Callable[[TextBlock], ParsedBlock], blocks: Iterable[TextBlock]
-) -> Iterator[ParsedBlock]:
-    ahead: deque[Future[ParsedBlock]] = deque()
-    for block in blocks:
-        ahead.append(pool.submit(parse, block))
-        if len(ahead) > THREADS:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()
+                    yield partial(parse_block, block, layout)
 
 
 def _layout(path: Path, kind: Kind) -> Layout:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tenrec_jax.data.blocks import ParsedBlock
+from tenrec_jax.data.blocks import Piece
 from tenrec_jax.data.csv_log import CsvLog, header_of
 from tenrec_jax.data.movielens import MovieLensLog, movielens_files
 from tenrec_jax.data.parquet_log import ParquetLog
@@ -31,8 +31,8 @@ class Log(Protocol):
     kind: Kind
     categories: tuple[str, ...]
 
-    def read(self, *, progress: bool) -> Iterator[ParsedBlock]:
-        """All rows in the order of the source, good and bad."""
+    def pieces(self, *, progress: bool) -> Iterator[Piece]:
+        """All rows in the order of the source, good and bad, in pieces to be parsed."""
 
 
 @dataclass(frozen=True)

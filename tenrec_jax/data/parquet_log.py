@@ -6,6 +6,7 @@ exactly; nulls where the kind allows a missing value. Rows stand in the user's o
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from tenrec_jax.data.blocks import ParsedBlock
+from tenrec_jax.data.blocks import ParsedBlock, Piece
 from tenrec_jax.data.quarantine import BadRow
 from tenrec_jax.data.schema import Column, Kind, Role
 from tenrec_jax.data.values import in_range, parse, problem_of
@@ -43,14 +44,14 @@ class ParquetLog:
         """Rows of all files."""
         return sum(file.metadata.num_rows for file in self._files)
 
-    def read(self, *, progress: bool) -> Iterator[ParsedBlock]:
+    def pieces(self, *, progress: bool) -> Iterator[Piece]:
         """The rows of all files, in order. The "line" of a bad row is its number in its file, from 1."""
         with tqdm(total=self.rows, unit="row", unit_scale=True, disable=not progress, leave=False) as bar:
             for path, file in zip(self._paths, self._files, strict=True):
                 first = 1
                 try:
                     for rows in file.iter_batches(BATCH_ROWS, columns=list(self.kind.header)):
-                        yield check_rows(rows.select(list(self.kind.header)), self.kind, str(path), first)
+                        yield partial(check_rows, rows.select(list(self.kind.header)), self.kind, str(path), first)
                         first += rows.num_rows
                         bar.update(rows.num_rows)
                 except OSError as error:

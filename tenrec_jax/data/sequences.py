@@ -6,13 +6,14 @@ Fields are separated by spaces or tabs. Every event is a click. Ids are integers
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from tenrec_jax.data.blocks import ParsedBlock
+from tenrec_jax.data.blocks import ParsedBlock, Piece
 from tenrec_jax.data.csv_log import with_id_type
 from tenrec_jax.data.dictionaries import TextIds
 from tenrec_jax.data.quarantine import BadRow
@@ -62,8 +63,11 @@ class SequenceLog:
         typed = [with_id_type(text[0], user.decode("latin-1")), with_id_type(text[1], item.decode("latin-1"))]
         self.kind = replace(kind, columns=(*typed, *others))
 
-    def read(self, *, progress: bool) -> Iterator[ParsedBlock]:
-        """The blocks of all files, in order. A line counts once, however many of its fields are bad."""
+    def pieces(self, *, progress: bool) -> Iterator[Piece]:
+        """The blocks of all files, in order, parsed already: whether a line is good depends on those before it.
+
+        A line counts once, however many of its fields are bad.
+        """
         (user_column,), (item_column,) = self.kind.with_role(Role.USER), self.kind.with_role(Role.ITEM)
         earlier = TextIds()
         for block in self._blocks(progress=progress):
@@ -71,7 +75,8 @@ class SequenceLog:
             bad = _bad_lines(block, lines, user_column, item_column)
             if not self._is_pairs:
                 bad |= _users_again(block, lines, earlier, bad)
-            yield ParsedBlock(self._rows(lines, block, bad), [bad[line] for line in sorted(bad)], len(lines.number))
+            rows = self._rows(lines, block, bad)
+            yield partial(ParsedBlock, rows, [bad[line] for line in sorted(bad)], len(lines.number))
 
     def _blocks(self, *, progress: bool) -> Iterator[TextBlock]:
         for path in self._paths:
