@@ -17,11 +17,15 @@ _CONFLICT_OF = dict(zip((USER, ITEM), CONFLICTS, strict=True))
 
 
 class Encoder:
-    """Gives rows their dense ids and collects the dictionaries and features of users and items."""
+    """Gives rows their dense ids and collects the dictionaries and features of users and items.
+
+    Attributes:
+        kind: the rows' columns.
+    """
 
     def __init__(self, kind: Kind) -> None:
         (user,), (item,) = kind.with_role(Role.USER), kind.with_role(Role.ITEM)
-        self._kind, self._columns = kind, {USER: user, ITEM: item}
+        self.kind, self._columns = kind, {USER: user, ITEM: item}
         self._ids = {name: make_ids(pa.type_for_alias(column.dtype)) for name, column in self._columns.items()}
         self._features = {
             key: {c.feature: (c, Feature(c)) for c in kind.with_role(role) if c.feature}
@@ -37,9 +41,9 @@ class Encoder:
         """Rows of the kind's columns to rows with `user`, `item` (dense, int32), the others as they are, and `CONFLICTS`."""
         learned = self.learn(rows)
         ids = [column.name for column in self._columns.values()]
-        others = {column.name: rows[column.name] for column in self._kind.columns if column.name not in ids}
-        if not self._kind.with_role(Role.ACTION):
-            (click,) = self._kind.labels
+        others = {column.name: rows[column.name] for column in self.kind.columns if column.name not in ids}
+        if not self.kind.with_role(Role.ACTION):
+            (click,) = self.kind.labels
             others[click] = pa.array(np.ones(rows.num_rows, np.int8))
         dense = {name: learned.pop(name) for name in (USER, ITEM)}
         return pa.RecordBatch.from_pydict(dense | others | learned)
