@@ -335,6 +335,34 @@ def test_parquet_is_checked_like_text(tmp_path):
         ingest([tmp_path / "short.parquet"], "qb_video", tmp_path / "u", progress=False)
 
 
+UNFIT_TYPES = {
+    "decimals": ("user_id", pa.array([1, 2, 3], pa.decimal128(18, 0)), "column user_id is of type decimal128.*numbers or text"),
+    "timestamps": ("age", pa.array([1, 2, 3], pa.timestamp("us")), "column age is of type timestamp"),
+    "lists": ("age", pa.array([[1], [2], [3]]), "column age is of type list"),
+    "bytes": ("item_id", pa.array([b"1", b"2", b"3"]), "column item_id is of type binary"),
+    "nulls alone": ("click", pa.nulls(3), ":1: column click: 'None' is null"),
+    "doubles that round": ("user_id", pa.array([1.0, 2.0**53 - 1, 2.0**53]), ":3: column user_id: .*rounds integers of this size"),
+    "floats that round": ("item_id", pa.array([1, 2, 2**24], pa.float32()), ":3: column item_id: .*rounds integers"),
+    "too large": ("item_id", pa.array([1, 2, 2**63], pa.uint64()), ":3: column item_id: .*is not between"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNFIT_TYPES)
+def test_parquet_whose_type_cannot_hold_a_column_exactly_is_refused_by_what_is_wrong(tmp_path, case):
+    name, values, expected = UNFIT_TYPES[case]
+    good = {column: pa.array([0, 1, 0], pa.int8()) for column in HEADER.split(",")}
+    pq.write_table(pa.table(good | {name: values}), tmp_path / "log.parquet")
+    with pytest.raises(UserError, match=expected):
+        ingest([tmp_path / "log.parquet"], "qb_video", tmp_path / "t", progress=False)
+
+
+def test_parquet_without_any_value_in_a_column_that_may_be_missing_is_read(tmp_path):
+    good = {column: pa.array([0, 1, 0], pa.int8()) for column in HEADER.split(",")}
+    pq.write_table(pa.table(good | {"video_category": pa.nulls(3)}), tmp_path / "log.parquet")
+    ingest([tmp_path / "log.parquet"], "qb_video", tmp_path / "t", progress=False)
+    assert column(tmp_path / "t", "video_category") == [None] * 3
+
+
 def test_custom_parquet_takes_timestamps_and_text(tmp_path):
     times = pa.array([3_000_000, 1_000_000, 2_000_000], pa.timestamp("us"))
     rows = pa.table({"who": ["a", "a", "a"], "what": ["x", "y", "z"], "when": times, "did": [True, False, True]})

@@ -22,6 +22,8 @@ from tenrec_jax.data.values import in_range, parse, problem_of
 from tenrec_jax.errors import UserError
 
 BATCH_ROWS = 1 << 17
+# Where floating-point types begin to round integers, by their width in bits.
+_EXACT = {16: 2**11, 32: 2**24, 64: 2**53}
 
 
 class ParquetLog:
@@ -90,6 +92,8 @@ def _typed(column: Column, values: pa.Array) -> pa.Array | None:
         values = values.dictionary_decode()
     if values.null_count and not column.nulls:
         return None
+    if pa.types.is_null(values.type):
+        return values.cast(column.dtype)
     if pa.types.is_large_string(values.type):
         values = values.cast(pa.string())
     if pa.types.is_string(values.type):
@@ -102,7 +106,15 @@ def _typed(column: Column, values: pa.Array) -> pa.Array | None:
         values = values.cast(pa.int8())
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         return None
-    return in_range(column, values)
+    return None if column.is_integer and _may_be_rounded(values) else in_range(column, values)
+
+
+def _may_be_rounded(values: pa.Array) -> bool:
+    """Whether any value is a floating-point number at which integers are no longer apart."""
+    if not pa.types.is_floating(values.type):
+        return False
+    limit = _EXACT[values.type.bit_width]
+    return bool(pc.any(pc.greater_equal(pc.abs(values), limit), min_count=0).as_py())
 
 
 def _problem(column: Column, value: pa.Array) -> str:
@@ -110,8 +122,8 @@ def _problem(column: Column, value: pa.Array) -> str:
         return ""
     if value.null_count:
         return "is null"
-    text = str(value[0].as_py()).encode()
-    return problem_of(column, text) or f"is a {value.type}, which is not what this column holds"
+    problem = problem_of(column, str(value[0].as_py()).encode())
+    return f"is a {value.type}, which rounds integers of this size" if _may_be_rounded(value) else problem
 
 
 def _open(path: Path, kind: Kind) -> pq.ParquetFile:
@@ -126,9 +138,28 @@ def _open(path: Path, kind: Kind) -> pq.ParquetFile:
             f"{path} has no column {', '.join(missing)}; its columns are {', '.join(names)[:1000]}. "
             f"A shard of {kind.name} holds the columns {', '.join(kind.header)}, with raw ids."
         )
+    for column in kind.columns:
+        dtype = file.schema_arrow.field(column.name).type
+        if not _is_readable(column, dtype):
+            wanted = {"text": "integers or text", "time": "a timestamp, numbers or text"}.get(
+                column.form, "numbers or text"
+            )
+            raise UserError(f"{path}: column {column.name} is of type {dtype}; write it as {wanted}.")
     if not file.metadata.num_rows:
         raise UserError(f"{path} holds no rows.")
     return file
+
+
+def _is_readable(column: Column, dtype: pa.DataType) -> bool:
+    """Whether a type can hold a column's values; text can hold any."""
+    if pa.types.is_dictionary(dtype):
+        dtype = dtype.value_type
+    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_null(dtype):
+        return True
+    if column.form == "text" or pa.types.is_integer(dtype):
+        return pa.types.is_integer(dtype)
+    is_time = column.form == "time" and pa.types.is_timestamp(dtype)
+    return pa.types.is_boolean(dtype) or pa.types.is_floating(dtype) or is_time
 
 
 def _with_id_type(column: Column, dtype: pa.DataType) -> Column:
