@@ -282,6 +282,14 @@ WRONG_COLUMNS = {
     "like without click": ({"user": "uid", "item": "vid", "like": "b"}, "name the column of clicks too"),
     "absent": ({"user": "uid", "item": "item"}, "there is no column 'item'. The columns are uid, vid, b"),
     "none": ({}, "needs columns, for example"),
+    "a name of the table's": (
+        {"user": "uid", "item": "vid", "category": "item"},
+        "the table has a column 'item' of its own",
+    ),
+    "the name of the label": (
+        {"user": "uid", "item": "vid", "category": "click"},
+        "the table has a column 'click' of its own",
+    ),
 }
 
 
@@ -381,6 +389,42 @@ def test_sequences_may_have_ids_of_text(tmp_path):
         ("bob", "B00", 1),
         ("bob", "B02", 1),
     ]
+
+
+# Per form of source: a log whose ids are integers with one text among them, first and later.
+MIXED_IDS = {
+    "sequences": (b"{0} 5 6\n8 7\n9 {1}\n", None),
+    "custom": (b"uid,vid\n{0},5\n8,7\n9,{1}\n", {"user": "uid", "item": "vid"}),
+}
+
+
+@pytest.mark.parametrize("kind", MIXED_IDS)
+def test_ids_of_both_types_are_refused_by_line_until_a_person_says_what_they_are(tmp_path, kind):
+    pattern, columns = MIXED_IDS[kind]
+    later = pattern.replace(b"{0}", b"7").replace(b"{1}", b"B00")
+    first = pattern.replace(b"{0}", b"B00").replace(b"{1}", b"7")
+    line = 1 if kind == "sequences" else 2
+    with pytest.raises(
+        UserError, match=rf"later:{line + 2}: column \w+( 1)?: 'B00' is not a plain integer.*--ids text"
+    ):
+        taken_in(tmp_path, later, kind, name="later", columns=columns)
+    with pytest.raises(
+        UserError, match=rf"first:{line}: column \w+: 'B00' is text, and the ids after it are integers.*--ids text"
+    ):
+        taken_in(tmp_path, first, kind, name="first", columns=columns)
+    table, _ = taken_in(tmp_path, later, kind, name="text", columns=columns, ids="text")
+    assert (table.users.raw_id.tolist()[1:], "B00" in table.items.raw_id) == (["7", "8", "9"], True)
+    table, manifest = taken_in(tmp_path, first, kind, name="some", columns=columns, ids="integer", max_bad_fraction=0.5)
+    assert (table.users.raw_id.tolist()[1:], manifest.counts["bad_rows"]) == ([8, 9], 1)
+    with pytest.raises(UserError, match="made with ids integer, not auto"):
+        ingest([tmp_path / "some"], kind, tmp_path / "some.table", IngestOptions(columns, max_bad_fraction=0.5))
+
+
+def test_what_ids_are_is_not_asked_where_the_kind_says_it(tmp_path):
+    with pytest.raises(
+        UserError, match="ids is for the kinds custom and sequences alone; those of qb_video are integers"
+    ):
+        taken_in(tmp_path, text(GOOD), ids="text")
 
 
 @settings(max_examples=30, deadline=None)

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from tenrec_jax.data.blocks import Layout, Piece, parse_block
+from tenrec_jax.data.id_types import AUTO, LOOKED_AT, typed_id
 from tenrec_jax.data.schema import Column, Kind, Role, kinds_with_header
 from tenrec_jax.data.sources import first_line_of, open_text, text_blocks
-from tenrec_jax.data.values import problem_of
 from tenrec_jax.errors import UserError
 
 SEPARATORS = ",;\t|"
@@ -22,19 +22,20 @@ class CsvLog:
     Args:
         paths: the files, in order.
         kind: their columns.
+        ids: what the ids of a mapped kind are, one of `id_types.ID_TYPES`.
 
     Attributes:
-        kind: the columns as they are: ids of a mapped kind are integers if those of the first row are.
+        kind: the columns as they are, with the types of ids.
 
     Raises:
-        UserError: a file cannot be read, its header is not as it should be, or it holds no rows.
+        UserError: a file cannot be read, its header is not as it should be, it holds no rows, or the types of ids cannot be told.
     """
 
-    def __init__(self, paths: Sequence[Path], kind: Kind) -> None:
+    def __init__(self, paths: Sequence[Path], kind: Kind, ids: str = AUTO) -> None:
         self._paths, self.kind = paths, kind
         self.categories: tuple[str, ...] = ()
         if kind.mapped:
-            self.kind = _with_id_types(paths[0], kind)
+            self.kind = _with_id_types(paths[0], kind, ids)
         self._layouts = [_layout(path, self.kind) for path in paths]
 
     def pieces(self, *, progress: bool) -> Iterator[Piece]:
@@ -105,22 +106,23 @@ def _fields(line: str, separator: str) -> list[str]:
     return next(csv.reader([line], delimiter=separator), [])
 
 
-def _with_id_types(path: Path, kind: Kind) -> Kind:
-    """The kind with integer ids where those of the file's first row are integers."""
+def _with_id_types(path: Path, kind: Kind, ids: str) -> Kind:
+    """The kind with integer ids where those of the file's first rows are integers."""
     layout = _layout(path, kind)
     with open_text(path) as file:
         _, rest = first_line_of(file, str(path))
-        row = next(text_blocks(file, str(path), first_line=2, start=rest)).data.partition(b"\n")[0]
-    fields = dict(zip(layout.fields, _fields(row.decode("latin-1").removesuffix("\r"), layout.separator), strict=False))
-    return replace(kind, columns=tuple(with_id_type(column, fields.get(column.name, "")) for column in kind.columns))
+        lines = next(text_blocks(file, str(path), first_line=2, start=rest)).data.split(b"\n", LOOKED_AT)[:LOOKED_AT]
+    rows = [_fields(line.decode("latin-1").removesuffix("\r"), layout.separator) for line in lines]
+    whole = [row for row in rows if len(row) == len(layout.fields)]
+    place = f"{path}:{2 + rows.index(whole[0])}" if whole else str(path)
 
+    def typed(column: Column) -> Column:
+        if column.role not in (Role.USER, Role.ITEM):
+            return column
+        at = layout.fields.index(column.name)
+        return typed_id(column, ids, [row[at].encode("latin-1") for row in whole], place)
 
-def with_id_type(column: Column, first: str) -> Column:
-    """An id column as integers if its first value is one, as text otherwise; any other column as it is."""
-    if column.role not in (Role.USER, Role.ITEM):
-        return column
-    integers = Column(column.name, column.role, "int64")
-    return integers if not problem_of(integers, first.encode("latin-1")) else column
+    return replace(kind, columns=tuple(map(typed, kind.columns)))
 
 
 def _header_problem(found: tuple[str, ...], kind: Kind) -> str:

@@ -8,10 +8,8 @@ import pyarrow as pa
 
 from tenrec_jax.data.dictionaries import Feature, make_ids
 from tenrec_jax.data.interactions import Items, Users, with_neutral
-from tenrec_jax.data.schema import ITEM, USER, Kind, Role
+from tenrec_jax.data.schema import CONFLICTS, ITEM, USER, Kind, Role
 
-# Columns of encoded rows that are counted and not kept: whether the row contradicts what its user or item was on an earlier row.
-CONFLICTS = ("user_feature_conflicts", "item_feature_conflicts")
 _FEATURES_OF = {USER: Role.USER_FEATURE, ITEM: Role.ITEM_FEATURE}
 _CONFLICT_OF = dict(zip((USER, ITEM), CONFLICTS, strict=True))
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from tenrec_jax.data.encoder import Encoder
 from tenrec_jax.data.engines import ENGINES, LOCAL, Engine, open_engine
 from tenrec_jax.data.event_columns import EventColumns
+from tenrec_jax.data.id_types import AUTO, ID_TYPES
 from tenrec_jax.data.interactions import (
     EVENTS_FOLDER,
     ITEMS_FILE,
@@ -65,12 +66,14 @@ class IngestOptions:
         duplicates: rows that equal an earlier row of the user in every column: "keep" or "drop_exact".
         max_bad_fraction: share of bad rows above which nothing is written; the bad rows below it are left out.
         engine: what does the work, "local" (this process) or "ray"; the table is the same, row for row.
+        ids: for the kinds "custom" and "sequences": whether ids are "integer" or "text"; "auto" takes them to be what the first is.
     """
 
     columns: Mapping[str, str] | None = None
     duplicates: str = "keep"
     max_bad_fraction: float = 0.0
     engine: str = LOCAL
+    ids: str = AUTO
 
     def __post_init__(self) -> None:
         if self.duplicates not in DUPLICATES:
@@ -79,6 +82,8 @@ class IngestOptions:
             raise UserError(f"max_bad_fraction is {self.max_bad_fraction}; it must be at least 0 and less than 1.")
         if self.engine not in ENGINES:
             raise UserError(f"engine is {self.engine!r}; it must be one of {', '.join(ENGINES)}.")
+        if self.ids not in ID_TYPES:
+            raise UserError(f"ids is {self.ids!r}; it must be one of {', '.join(ID_TYPES)}.")
 
 
 def ingest(
@@ -111,7 +116,7 @@ def ingest(
     origin = tuple(Source(file.name, sha256_of(file), file.stat().st_size) for file in paths.content)
     if out.exists() and (out.is_file() or any(entry.name != QUARANTINE_FILE for entry in out.iterdir())):
         return _existing(out, kind, origin, options)
-    log = open_log(paths, kind, options.columns)
+    log = open_log(paths, kind, options.columns, options.ids)
     with workspace(out) as folder:
         scratch = folder / "spill"
         scratch.mkdir()
@@ -135,6 +140,7 @@ def ingest(
             categories=log.categories or encoded.encoder.categories(),
             notes=paths.notes(),
             sha256=written.sha256,
+            ids=options.ids,
         )
         return _complete(folder, out, manifest)
 
@@ -175,6 +181,7 @@ def _existing(out: Path, kind: str, origin: tuple[Source, ...], options: IngestO
     for name, there, here in (
         ("columns", manifest.columns, dict(options.columns or {})),
         ("duplicates", manifest.duplicates, options.duplicates),
+        ("ids", manifest.ids, options.ids),
     ):
         if there != here:
             raise UserError(f"{out} holds a table made with {name} {there}, not {here}. {remedy}")

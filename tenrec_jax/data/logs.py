@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tenrec_jax.data.blocks import Piece
 from tenrec_jax.data.csv_log import CsvLog, header_of
+from tenrec_jax.data.id_types import AUTO
 from tenrec_jax.data.movielens import MovieLensLog, movielens_files
 from tenrec_jax.data.parquet_log import ParquetLog
 from tenrec_jax.data.schema import CUSTOM, KINDS, TWIN_KINDS, Kind, custom_kind, kind_named, kinds_with_header
@@ -16,7 +17,7 @@ from tenrec_jax.data.sources import COMPRESSIONS, open_source
 from tenrec_jax.errors import UserError
 
 PUBLISHED_AT = "the Tenrec project's page on GitHub (search for 2022-NIPS-Tenrec)"
-TASK = "task"
+TASK, SEQUENCES = "task", "sequences"
 KIND_NAMES = (*KINDS, TASK, CUSTOM)
 
 
@@ -83,16 +84,18 @@ def source_files(paths: Sequence[Path], kind: str) -> SourceFiles:
     return SourceFiles(tuple(paths), tuple(content))
 
 
-def open_log(files: SourceFiles, kind: str, columns: Mapping[str, str] | None) -> Log:
+def open_log(files: SourceFiles, kind: str, columns: Mapping[str, str] | None, ids: str = AUTO) -> Log:
     """The reader of a log.
 
     Args:
         files: of the log.
         kind: as for `ingest`.
         columns: the mapping of a log of kind "custom".
+        ids: for the kinds "custom" and "sequences", what ids are: one of `id_types.ID_TYPES`.
 
     Raises:
-        UserError: the first look at the files shows that they are not of that kind, or columns are given for another kind or not at all.
+        UserError: the first look at the files shows that they are not of that kind, columns are given for another kind or not at all, or
+            the kind says itself what ids are.
     """
     if (kind == CUSTOM) != bool(columns):
         raise UserError(
@@ -100,12 +103,14 @@ def open_log(files: SourceFiles, kind: str, columns: Mapping[str, str] | None) -
             if kind == CUSTOM
             else f"columns are for the kind custom alone; the columns of {kind} are fixed."
         )
+    if ids != AUTO and kind not in (CUSTOM, SEQUENCES):
+        raise UserError(f"ids is for the kinds {CUSTOM} and {SEQUENCES} alone; those of {kind} are integers.")
     if kind == "movielens":
         return MovieLensLog(files.named[0], kind_named(kind))
-    if kind == "sequences":
-        return SequenceLog(files.content, kind_named(kind))
+    if kind == SEQUENCES:
+        return SequenceLog(files.content, kind_named(kind), ids)
     layout = custom_kind(columns) if columns else _task_kind(files.content[0]) if kind == TASK else kind_named(kind)
-    return (ParquetLog if files.are_parquet else CsvLog)(files.content, layout)
+    return (ParquetLog if files.are_parquet else CsvLog)(files.content, layout, ids)
 
 
 def parse_columns(text: str, name: str) -> dict[str, str]:

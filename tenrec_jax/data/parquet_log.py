@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from tenrec_jax.data.blocks import ParsedBlock, Piece
+from tenrec_jax.data.id_types import AUTO, INTEGER, TEXT, typed_id
 from tenrec_jax.data.quarantine import BadRow
 from tenrec_jax.data.schema import Column, Kind, Role
 from tenrec_jax.data.values import in_range, parse, problem_of
@@ -29,17 +30,23 @@ _EXACT = {16: 2**11, 32: 2**24, 64: 2**53}
 class ParquetLog:
     """Parquet files that are one log together.
 
+    Args:
+        paths: the files, in order.
+        kind: their columns.
+        ids: what the ids of a mapped kind are, one of `id_types.ID_TYPES`; "auto" takes the first file's types.
+
     Raises:
         UserError: a file is no Parquet, holds no rows, or lacks a column.
     """
 
-    def __init__(self, paths: Sequence[Path], kind: Kind) -> None:
+    def __init__(self, paths: Sequence[Path], kind: Kind, ids: str = AUTO) -> None:
         self._files = [_open(path, kind) for path in paths]
         self._paths, self.kind = paths, kind
         self.categories: tuple[str, ...] = ()
         if kind.mapped:
             schema = self._files[0].schema_arrow
-            self.kind = replace(kind, columns=tuple(_with_id_type(c, schema.field(c.name).type) for c in kind.columns))
+            columns = (_with_id_type(column, ids, schema.field(column.name).type) for column in kind.columns)
+            self.kind = replace(kind, columns=tuple(columns))
 
     @property
     def rows(self) -> int:
@@ -162,6 +169,8 @@ def _is_readable(column: Column, dtype: pa.DataType) -> bool:
     return pa.types.is_boolean(dtype) or pa.types.is_floating(dtype) or is_time
 
 
-def _with_id_type(column: Column, dtype: pa.DataType) -> Column:
-    is_id = column.role in (Role.USER, Role.ITEM)
-    return Column(column.name, column.role, "int64") if is_id and pa.types.is_integer(dtype) else column
+def _with_id_type(column: Column, ids: str, dtype: pa.DataType) -> Column:
+    if column.role not in (Role.USER, Role.ITEM):
+        return column
+    of_file = INTEGER if pa.types.is_integer(dtype) else TEXT
+    return typed_id(column, of_file if ids == AUTO else ids, [], "")

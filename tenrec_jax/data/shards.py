@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tenrec_jax.data.encoder import CONFLICTS
-from tenrec_jax.data.schema import ITEM, USER
+from tenrec_jax.data.schema import CONFLICTS, ITEM, USER
 
 BUCKET_USERS = 8192
 CHUNK_ROWS = 1 << 21
