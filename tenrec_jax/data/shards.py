@@ -96,8 +96,8 @@ class Oddities(NamedTuple):
     """What is odd about rows that are kept; the manifest's counts have the same names.
 
     repeated_pairs: rows whose (user, item) stood on an earlier row. duplicate_rows: rows that equal an earlier row in every column.
-    contradicting_pairs: (user, item) pairs whose rows differ in any action (`stats.Repeats.click_contradictions` counts rows). user_feature_conflicts, item_feature_conflicts: rows that
-    give their user or item another feature than an earlier row did.
+    contradicting_pairs: (user, item) pairs whose rows differ in any action (`stats.Repeats.click_contradictions` counts rows).
+    user_feature_conflicts, item_feature_conflicts: rows that give their user or item another feature than an earlier row did.
     """
 
     repeated_pairs: int = 0
