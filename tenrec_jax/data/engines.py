@@ -90,7 +90,7 @@ def _ahead(work: Callable[[T], Made], todo: Iterable[T]) -> Iterator[Made]:
         ahead: deque[Future[Made]] = deque()
         for entry in todo:
             ahead.append(pool.submit(work, entry))
-            if len(ahead) > THREADS:
+            if len(ahead) == THREADS:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
