@@ -1,8 +1,10 @@
 """Ingestion of every form of source, and what a crash, a full disk or a crowd of damaged rows leave behind."""
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
 import os
 import random
 import signal
@@ -300,6 +302,56 @@ def test_a_mapping_that_does_not_fit_is_refused_by_what_is_wrong(tmp_path, case)
         taken_in(tmp_path, b"uid,vid,b\n1,2,0\n", "custom", columns=columns)
     with pytest.raises(UserError, match="columns are for the kind custom alone"):
         taken_in(tmp_path, text(GOOD), columns={"user": "user_id", "item": "item_id"})
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    lines=st.lists(st.text(st.sampled_from('ab",;\r '), max_size=9), min_size=1, max_size=4),
+    separator=st.sampled_from(",;"),
+)
+def test_quoted_lines_are_read_as_pythons_csv_reads_them_or_refused(lines, separator):
+    columns = custom_kind({"user": "uid", "item": "vid"}).columns
+    block = TextBlock("log.csv", 2, "".join(f"{line}\n" for line in lines).encode())
+    parsed = parse_block(block, Layout(("uid", "vid"), columns, separator, quoted=True))
+    bad = {row.line - 2 for row in parsed.bad}
+    good = [line for place, line in enumerate(lines) if place not in bad]
+    read = [next(csv.reader([line.removesuffix("\r")], delimiter=separator)) for line in good]
+    assert [list(row.values()) for row in parsed.rows.to_pylist()] == read
+    assert parsed.lines == len(lines)
+    plain = [place for place, line in enumerate(lines) if '"' not in line and "\r" not in line]
+    whole = [place for place in plain if lines[place].count(separator) == 1 and all(lines[place].split(separator))]
+    assert not bad & set(whole)
+
+
+UNFIT_FILES = {
+    "lone carriage returns": (
+        b"uid,vid\r1,2\r",
+        r":1 holds a carriage return inside the line. Lines must end with \\n",
+    ),
+    "a carriage return in a row": (b"uid,vid\n1,2\n3\r,4\n", ":3: .* holds a carriage return"),
+    "blank first line": (b"\nuid,vid\n1,2\n", ":1 is blank. Put the header line first"),
+    "header that goes on": (b'uid,vid,"a\nb"\n1,2,3\n', ":1 holds an unbalanced quote"),
+    "text behind a closing quote": (b'uid,vid\n"1"0,2\n3,4\n', ":2: .* goes on behind its closing quote"),
+    "decimal ids": (b"uid,vid\n1.0,2\n3.0,4\n", ":2: column uid: '1.0' is a decimal number. Write ids as integers"),
+    "zip": (b"PK\x03\x04uid,vid\n", " is a zip archive; unpack it"),
+    "bzip2": (bz2.compress(b"uid,vid\n1,2\n"), " is bzip2 data; unpack it"),
+    "xz": (lzma.compress(b"uid,vid\n1,2\n"), " is xz data; unpack it"),
+    "Parquet": (b"PAR1", " is a Parquet file; give it a name that ends in .parquet"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT_FILES)
+def test_a_file_of_ones_own_that_is_not_as_it_should_be_is_refused_by_what_is_wrong(tmp_path, case):
+    data, expected = UNFIT_FILES[case]
+    with pytest.raises(UserError, match=rf"log\.csv{expected}|log\.csv holds 1 bad row(.|\n)*log\.csv{expected}"):
+        taken_in(tmp_path, data, "custom", columns={"user": "uid", "item": "vid"})
+
+
+def test_a_long_header_and_a_long_quoted_field_are_read(tmp_path):
+    unread = ",".join(f"c{k}" for k in range(40_000))
+    data = f'uid,vid,{unread}\n"{"a" * 300_000}",b,{unread}\n'.encode()
+    table, _ = taken_in(tmp_path, data, "custom", columns={"user": "uid", "item": "vid"})
+    assert raw_rows(table) == [("a" * 300_000, "b", 1)]
 
 
 def test_custom_quotes_that_do_not_close_make_one_bad_row(tmp_path):

@@ -1,13 +1,12 @@
 """Delimited text with a header line: Tenrec's files, whose columns are fixed, and a user's own, whose columns are mapped by name."""
 
-import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from tenrec_jax.data.blocks import Layout, Piece, parse_block
+from tenrec_jax.data.blocks import Layout, Piece, parse_block, split_quoted
 from tenrec_jax.data.id_types import AUTO, LOOKED_AT, typed_id
 from tenrec_jax.data.schema import Column, Kind, Role, kinds_with_header
 from tenrec_jax.data.sources import first_line_of, open_text, text_blocks
@@ -71,7 +70,15 @@ def _header(path: Path) -> tuple[str, bool]:
         line, rest = first_line_of(file, str(path))
         has_rows = bool(rest or file.read(1))
     if b"\0" in line:
-        raise UserError(f"{path}:1 holds a NUL byte: this is not a text file in UTF-8.")
+        raise UserError(
+            f"{path}:1 holds a NUL byte: this is not a text file in UTF-8. Convert it, or unpack it if it is an archive."
+        )
+    if b"\r" in line:
+        raise UserError(
+            f"{path}:1 holds a carriage return inside the line. Lines must end with \\n or \\r\\n; convert the file."
+        )
+    if not line.strip():
+        raise UserError(f"{path}:1 is blank. Put the header line first.")
     try:
         return line.decode(), has_rows
     except UnicodeDecodeError as error:
@@ -86,6 +93,8 @@ def header_of(path: Path) -> tuple[str, ...]:
 def _mapped_layout(path: Path, line: str, kind: Kind) -> Layout:
     """The layout of a file whose columns are found by name; the separator is the one with which they are."""
     wanted = set(kind.header)
+    if line.count('"') % 2:
+        raise UserError(f"{path}:1 holds an unbalanced quote. Close it; a name may not go on over several lines.")
     separator = max(SEPARATORS, key=lambda s: (len(wanted & set(_fields(line, s))), -SEPARATORS.index(s)))
     fields = _fields(line, separator)
     missing = [name for name in kind.header if name not in fields]
@@ -103,7 +112,8 @@ def _mapped_layout(path: Path, line: str, kind: Kind) -> Layout:
 
 
 def _fields(line: str, separator: str) -> list[str]:
-    return next(csv.reader([line], delimiter=separator), [])
+    """The fields of a line; none if its quotes are not as they should be."""
+    return split_quoted(line, separator) or []
 
 
 def _with_id_types(path: Path, kind: Kind, ids: str) -> Kind:

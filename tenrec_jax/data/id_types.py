@@ -1,5 +1,6 @@
 """Whether the ids of a log are integers or text, where the kind leaves that open."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from tenrec_jax.errors import UserError
 AUTO, INTEGER, TEXT = "auto", "integer", "text"
 ID_TYPES = (AUTO, INTEGER, TEXT)
 LOOKED_AT = 1000
+_DECIMAL = re.compile(rb"[+-]?[0-9]+(\.[0-9]*([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)")
 # How a person who may be on the command line or in Python says so.
 _SAY_TEXT = "if ids are text, ingest with ids = text (--ids text)"
 
@@ -32,6 +34,10 @@ def typed_id(column: Column, ids: str, first: Sequence[bytes], place: str) -> Co
         return replace(column, dtype="string", form="text")
     if ids == INTEGER:
         return integers
+    if first and _DECIMAL.fullmatch(first[0]):
+        raise UserError(
+            f"{place}: column {column.name}: {text_of(first[0])!r} is a decimal number. Write ids as integers; {_SAY_TEXT}."
+        )
     is_integer = [not problem_of(integers, value) for value in first]
     if is_integer[:1] == [True]:
         return replace(integers, remedy=f"the first id is; {_SAY_TEXT}")
