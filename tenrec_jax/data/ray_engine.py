@@ -83,7 +83,6 @@ class RayEngine:
             )
             buckets = encoded.sort(BUCKET, boundaries=list(range(1, last + 1)))
             made = buckets.map_batches(_make_shard, fn_args=[order, labels], batch_size=None, batch_format="pyarrow")
-        self._blocks = []  # the data set holds them now, and lets go of those it has encoded
         number = rows = 0
         for row in made.iter_rows():
             if row["bucket"] != number:
