@@ -395,6 +395,17 @@ def test_parquet_is_checked_like_text(tmp_path):
         ingest([tmp_path / "short.parquet"], "qb_video", tmp_path / "u", progress=False)
 
 
+def test_shards_in_folders_below_are_refused_and_not_left_out(tmp_path):
+    shard = pa.table({name: pa.array([0, 1], pa.int8()) for name in HEADER.split(",")})
+    (tmp_path / "log" / "_temporary" / "0").mkdir(parents=True)
+    (tmp_path / "log" / "_SUCCESS").touch()
+    pq.write_table(shard, tmp_path / "log" / "part-0.parquet")
+    ingest([tmp_path / "log"], "qb_video", tmp_path / "t", progress=False)
+    pq.write_table(shard, tmp_path / "log" / "_temporary" / "0" / "part-1.parquet")
+    with pytest.raises(UserError, match=r"part-1\.parquet lies in a folder of"):
+        ingest([tmp_path / "log"], "qb_video", tmp_path / "u", progress=False)
+
+
 UNFIT_TYPES = {
     "decimals": ("user_id", pa.array([1, 2, 3], pa.decimal128(18, 0)), "column user_id is of type decimal128.*numbers or text"),
     "timestamps": ("age", pa.array([1, 2, 3], pa.timestamp("us")), "column age is of type timestamp"),

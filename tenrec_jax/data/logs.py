@@ -72,7 +72,7 @@ def source_files(paths: Sequence[Path], kind: str) -> SourceFiles:
     for path in paths:
         if kind in KINDS and KINDS[kind].file and not path.exists():
             raise _missing(path, KINDS[kind])
-        shards = sorted(path.glob("*.parquet")) if path.is_dir() else []
+        shards = _shards(path) if path.is_dir() else []
         if not shards:
             open_source(path).close()
         content += shards or [path]
@@ -82,6 +82,17 @@ def source_files(paths: Sequence[Path], kind: str) -> SourceFiles:
     if len({path.suffix == ".parquet" for path in content}) > 1:
         raise UserError("Some sources are Parquet and others are text. Name files of one form.")
     return SourceFiles(tuple(paths), tuple(content))
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The Parquet files of a folder."""
+    below = next(folder.glob("*/**/*.parquet"), None)
+    if below:
+        raise UserError(
+            f"{below} lies in a folder of {folder}. Shards lie side by side in one folder: write them unpartitioned, "
+            "and wait for the job's end."
+        )
+    return sorted(folder.glob("*.parquet"))
 
 
 def open_log(files: SourceFiles, kind: str, columns: Mapping[str, str] | None, ids: str = AUTO) -> Log:
