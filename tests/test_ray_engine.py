@@ -181,6 +181,18 @@ def test_the_command_line_starts_a_ray_of_its_own_and_ends_it(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["local", "log.csv", "ray"]
 
 
+def test_a_cluster_that_does_not_answer_is_named(tmp_path, monkeypatch):
+    def refuse(address, **_):
+        raise ConnectionError(f"no answer from {address}")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere:1")
+    (tmp_path / "log.csv").write_bytes(video_log(5, 5))
+    with pytest.raises(UserError, match="RAY_ADDRESS is 'nowhere:1', and no Ray answers there"):
+        ingest([tmp_path / "log.csv"], "qb_video", tmp_path / "t", IngestOptions(engine="ray"), progress=False)
+
+
 def test_without_ray_the_message_names_the_extra(tmp_path, monkeypatch):
     (tmp_path / "log.csv").write_bytes(video_log(5, 5))
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -27,6 +27,7 @@ from tenrec_jax.data.encoder import Encoder, telling_rows
 from tenrec_jax.data.engines import Checked
 from tenrec_jax.data.schema import ITEM, USER, Kind
 from tenrec_jax.data.shards import CHUNK_ROWS, Oddities, RowOrder, Shard, bucket_of, make_shard
+from tenrec_jax.errors import UserError
 
 # Columns that rows have on their way; a line of a header cannot hold these names, since they hold a line end.
 PLACE, BUCKET = "place\n", "bucket\n"
@@ -40,6 +41,9 @@ def ray_engine(scratch: Path) -> Iterator["RayEngine"]:
 
     Args:
         scratch: folder in which a Ray of its own spills what does not fit the memory.
+
+    Raises:
+        UserError: the cluster cannot be reached.
     """
     if ray.is_initialized():
         yield RayEngine()
@@ -47,7 +51,12 @@ def ray_engine(scratch: Path) -> Iterator["RayEngine"]:
     address = os.environ.get("RAY_ADDRESS")
     own = {} if address else {"include_dashboard": False, "object_spilling_directory": str(scratch)}
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # a Ray that is started here reports to nobody
-    ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    try:
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    except ConnectionError as error:
+        raise UserError(
+            f"RAY_ADDRESS is {address!r}, and no Ray answers there ({error}). Correct it, or unset it to start a Ray on this machine."
+        ) from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield RayEngine()
