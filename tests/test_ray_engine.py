@@ -24,8 +24,12 @@ from tenrec_jax.data.schema import custom_kind
 from tenrec_jax.errors import UserError
 
 ray = pytest.importorskip("ray")
-# Ray's own: its settings warn of settings that it fills in itself.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
+pytestmark = [
+    # Ray's settings warn of settings that they fill in themselves.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray"),
+    # Other tests have started JAX in this process; Ray's children run a program of their own at once, and nothing of JAX.
+    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
+]
 
 HEADER = "user_id,item_id,click,follow,like,share,video_category,watching_times,gender,age"
 CUSTOM = {"user": "uid", "item": "vid", "click": "watched", "category": "topic", "age": "years", "time": "at"}
@@ -151,7 +155,9 @@ def kill_one(task, killed, stop):
             killed.append(process)
 
 
-@pytest.mark.parametrize("task", ["_parse", "MapBatches(_encode", "MapBatches(_make_shard"])
+@pytest.mark.parametrize(
+    "task", ["_parse", pytest.param("MapBatches(_encode", marks=pytest.mark.slow), "MapBatches(_make_shard"]
+)
 def test_a_worker_killed_on_the_way_costs_nothing(tmp_path, monkeypatch, two_workers, task):
     monkeypatch.setattr(sources_module, "BLOCK_BYTES", 1 << 17)
     (tmp_path / "log.csv").write_bytes(video_log(60_000, 20_000))
