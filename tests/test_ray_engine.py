@@ -199,6 +199,19 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path, monkeypatch):
         ingest([tmp_path / "log.csv"], "qb_video", tmp_path / "t", IngestOptions(engine="ray"), progress=False)
 
 
+def test_a_ray_without_room_is_one_clear_message_and_leaves_nothing(tmp_path, monkeypatch, two_workers):
+    def full(_):
+        raise ray.exceptions.OutOfDiskError("the disk is full")
+
+    (tmp_path / "log.csv").write_bytes(video_log(5, 5))
+    monkeypatch.setattr(ray, "put", full)
+    with pytest.raises(UserError, match="Ray has no room for the rows on their way: the disk is full"):
+        ingest(
+            [tmp_path / "log.csv"], "qb_video", tmp_path / "t", IngestOptions(None, "keep", 0.5, "ray"), progress=False
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
 def test_without_ray_the_message_names_the_extra(tmp_path, monkeypatch):
     (tmp_path / "log.csv").write_bytes(video_log(5, 5))
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from tenrec_jax.data.shards import ColumnFile
 
 
 class EventColumns:
-    """The columns user, item and labels and the offsets of users, as shards come in order.
+    """The columns user, item and labels and the offsets of users, as shards come in order; a context, which ends with closed files.
 
     Args:
         folder: the table's.
@@ -30,6 +31,13 @@ class EventColumns:
         }
         self._length_U = np.zeros(users + 1, np.int64)
         self._positive_A = np.zeros(len(actions), np.int64)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.abandon()
 
     def append(self, rows: pa.Table) -> None:
         """Add a shard's rows."""

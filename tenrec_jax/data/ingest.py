@@ -218,10 +218,10 @@ def _write_events(
     order = RowOrder(time, options.duplicates == "drop_exact")
     users, items = encoded.encoder.users(), encoded.encoder.items()
     (folder / EVENTS_FOLDER).mkdir()
-    columns = EventColumns(folder, kind.actions, kind.labels, len(users.raw_id) - 1)
     oddities = Oddities()
     shards = engine.shards(encoded.encoder, order, kind.labels)
-    with tqdm(total=encoded.rows, desc="write", unit="row", unit_scale=True, disable=not progress, leave=False) as bar:
+    bar = tqdm(total=encoded.rows, desc="write", unit="row", unit_scale=True, disable=not progress, leave=False)
+    with bar, EventColumns(folder, kind.actions, kind.labels, len(users.raw_id) - 1) as columns:
         for part, shard in enumerate(shards):
             path = folder / EVENTS_FOLDER / f"part-{part:05d}.parquet"
             path.write_bytes(shard.data)
@@ -229,7 +229,8 @@ def _write_events(
             columns.append(shard.rows)
             oddities = oddities.plus(shard.oddities)
             bar.update(shard.rows.num_rows)
-    counts = columns.close() | {"items": len(items.raw_id) - 1} | oddities._asdict() | {"bad_rows": encoded.bad_rows}
+        counts = columns.close()
+    counts |= {"items": len(items.raw_id) - 1} | oddities._asdict() | {"bad_rows": encoded.bad_rows}
     for record, name in ((users, USERS_FILE), (items, ITEMS_FILE)):
         content = pa.table({field.name: getattr(record, field.name)[1:] for field in fields(record)})
         pq.write_table(content, folder / name, compression="zstd", write_page_checksum=True)

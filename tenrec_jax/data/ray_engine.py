@@ -12,7 +12,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data.context import DataContext, ShuffleStrategy
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError
 
 from tenrec_jax.data.blocks import Piece
 from tenrec_jax.data.encoder import Encoder, telling_rows
@@ -32,6 +33,7 @@ from tenrec_jax.errors import UserError
 # Columns that rows have on their way; a line of a header cannot hold these names, since they hold a line end.
 PLACE, BUCKET = "place\n", "bucket\n"
 TASKS_PER_CPU = 2
+NO_ROOM = (ObjectStoreFullError, OutOfDiskError, OutOfMemoryError)
 
 
 @contextmanager
@@ -43,11 +45,20 @@ def ray_engine(scratch: Path) -> Iterator["RayEngine"]:
         scratch: folder in which a Ray of its own spills what does not fit the memory.
 
     Raises:
-        UserError: the cluster cannot be reached.
+        UserError: the cluster cannot be reached, or has no room for the rows.
     """
-    if ray.is_initialized():
-        yield RayEngine()
-        return
+    with nullcontext() if ray.is_initialized() else _session(scratch):
+        try:
+            yield RayEngine()
+        except NO_ROOM as error:
+            raise UserError(
+                f"Ray has no room for the rows on their way: {error}\nNo table was written. Make room, or take the engine local."
+            ) from error
+
+
+@contextmanager
+def _session(scratch: Path) -> Iterator[None]:
+    """A connection to Ray, which ends afterwards."""
     address = os.environ.get("RAY_ADDRESS")
     own = {} if address else {"include_dashboard": False, "object_spilling_directory": str(scratch)}
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # a Ray that is started here reports to nobody
@@ -59,7 +70,7 @@ def ray_engine(scratch: Path) -> Iterator["RayEngine"]:
         ) from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        yield RayEngine()
+        yield
     finally:
         ray.shutdown()
 

@@ -221,6 +221,10 @@ class ColumnFile:
         self._file.close()
         flush(self._path)
 
+    def abandon(self) -> None:
+        """Let go of the file as it is; nothing happens after `close`."""
+        self._file.close()
+
     def described(self) -> tuple[str, tuple[int, ...], str]:
         """Type, shape, and SHA-256 of the values."""
         shape = (self._rows, self._width) if self._width else (self._rows,)
