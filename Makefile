@@ -28,7 +28,7 @@ venv: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11, 3.12 or 3.13 is needed; name one with PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[scann,torch,plot,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[scann,torch,plot,ray,dev]"
 	touch $@
 
 clean:

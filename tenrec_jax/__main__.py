@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from tenrec_jax import __version__
+from tenrec_jax.data.engines import ENGINES, LOCAL
+from tenrec_jax.data.id_types import AUTO, ID_TYPES
 from tenrec_jax.data.ingest import DUPLICATES, IngestOptions, ingest
 from tenrec_jax.data.interactions import RawId
 from tenrec_jax.data.leakage import DEFAULT_ALARM
@@ -97,6 +99,19 @@ def _parser() -> argparse.ArgumentParser:
         default=0.0,
         help="share of damaged rows up to which they are left out and listed in quarantine.csv (default: none may be)",
     )
+    table.add_argument(
+        "--ids",
+        choices=ID_TYPES,
+        default=AUTO,
+        help="for --kind custom and sequences: what ids are; auto takes them to be what the first one is (default: %(default)s)",
+    )
+    table.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=LOCAL,
+        help="what does the work: this process, or Ray (the cluster that RAY_ADDRESS names, or one on this machine; "
+        'pip install "tenrec_jax[ray]"); the table is the same (default: %(default)s)',
+    )
     table.set_defaults(run=_ingest)
 
     _add_stats(commands)
@@ -157,7 +172,9 @@ def _synth(options: argparse.Namespace) -> None:
 
 
 def _ingest(options: argparse.Namespace) -> None:
-    how = IngestOptions(_columns(options.columns), options.duplicates, options.max_bad_fraction)
+    how = IngestOptions(
+        _columns(options.columns), options.duplicates, options.max_bad_fraction, options.engine, options.ids
+    )
     manifest = ingest(options.sources, options.kind, options.out, how)
     done = "written" if manifest.is_new else "holds these sources already, nothing to do"
     print(f"{options.out}: {done}; {json.dumps(dict(manifest.counts))}")

@@ -27,6 +27,7 @@ class DataConfig:
     Attributes:
         kind: format of the source, a kind that `tenrec-jax ingest` knows.
         columns: for kind "custom", which column stands for what, as JSON: {"user": "uid", "item": "vid", "click": "watched"}.
+        ids: for the kinds "custom" and "sequences": whether ids are "integer" or "text"; "auto" takes them to be what the first one is.
         duplicates: rows that equal an earlier row of the user in every column: "keep" or "drop_exact".
         max_bad_fraction: share of damaged rows above which the log is refused; those below it are left out and listed.
         path: the source file, folder or archive; empty makes a synthetic twin of `kind`.
@@ -39,6 +40,7 @@ class DataConfig:
     kind: str = "qb_video"
     path: str = ""
     columns: str = ""
+    ids: Literal["auto", "integer", "text"] = "auto"
     duplicates: Literal["keep", "drop_exact"] = "keep"
     max_bad_fraction: float = 0.0
     twin_rows: int = 300_000

@@ -302,4 +302,4 @@ def ingest_options(config: DataConfig) -> IngestOptions:
         UserError: `columns` is not a JSON object.
     """
     columns = parse_columns(config.columns, "config.data.columns") if config.columns else None
-    return IngestOptions(columns, config.duplicates, config.max_bad_fraction)
+    return IngestOptions(columns, config.duplicates, config.max_bad_fraction, ids=config.ids)

@@ -1,8 +1,10 @@
 """Ingestion of every form of source, and what a crash, a full disk or a crowd of damaged rows leave behind."""
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
 import os
 import random
 import signal
@@ -282,6 +284,14 @@ WRONG_COLUMNS = {
     "like without click": ({"user": "uid", "item": "vid", "like": "b"}, "name the column of clicks too"),
     "absent": ({"user": "uid", "item": "item"}, "there is no column 'item'. The columns are uid, vid, b"),
     "none": ({}, "needs columns, for example"),
+    "a name of the table's": (
+        {"user": "uid", "item": "vid", "category": "item"},
+        "the table has a column 'item' of its own",
+    ),
+    "the name of the label": (
+        {"user": "uid", "item": "vid", "category": "click"},
+        "the table has a column 'click' of its own",
+    ),
 }
 
 
@@ -292,6 +302,56 @@ def test_a_mapping_that_does_not_fit_is_refused_by_what_is_wrong(tmp_path, case)
         taken_in(tmp_path, b"uid,vid,b\n1,2,0\n", "custom", columns=columns)
     with pytest.raises(UserError, match="columns are for the kind custom alone"):
         taken_in(tmp_path, text(GOOD), columns={"user": "user_id", "item": "item_id"})
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    lines=st.lists(st.text(st.sampled_from('ab",;\r '), max_size=9), min_size=1, max_size=4),
+    separator=st.sampled_from(",;"),
+)
+def test_quoted_lines_are_read_as_pythons_csv_reads_them_or_refused(lines, separator):
+    columns = custom_kind({"user": "uid", "item": "vid"}).columns
+    block = TextBlock("log.csv", 2, "".join(f"{line}\n" for line in lines).encode())
+    parsed = parse_block(block, Layout(("uid", "vid"), columns, separator, quoted=True))
+    bad = {row.line - 2 for row in parsed.bad}
+    good = [line for place, line in enumerate(lines) if place not in bad]
+    read = [next(csv.reader([line.removesuffix("\r")], delimiter=separator)) for line in good]
+    assert [list(row.values()) for row in parsed.rows.to_pylist()] == read
+    assert parsed.lines == len(lines)
+    plain = [place for place, line in enumerate(lines) if '"' not in line and "\r" not in line]
+    whole = [place for place in plain if lines[place].count(separator) == 1 and all(lines[place].split(separator))]
+    assert not bad & set(whole)
+
+
+UNFIT_FILES = {
+    "lone carriage returns": (
+        b"uid,vid\r1,2\r",
+        r":1 holds a carriage return inside the line. Lines must end with \\n",
+    ),
+    "a carriage return in a row": (b"uid,vid\n1,2\n3\r,4\n", ":3: .* holds a carriage return"),
+    "blank first line": (b"\nuid,vid\n1,2\n", ":1 is blank. Put the header line first"),
+    "header that goes on": (b'uid,vid,"a\nb"\n1,2,3\n', ":1 holds an unbalanced quote"),
+    "text behind a closing quote": (b'uid,vid\n"1"0,2\n3,4\n', ":2: .* goes on behind its closing quote"),
+    "decimal ids": (b"uid,vid\n1.0,2\n3.0,4\n", ":2: column uid: '1.0' is a decimal number. Write ids as integers"),
+    "zip": (b"PK\x03\x04uid,vid\n", " is a zip archive; unpack it"),
+    "bzip2": (bz2.compress(b"uid,vid\n1,2\n"), " is bzip2 data; unpack it"),
+    "xz": (lzma.compress(b"uid,vid\n1,2\n"), " is xz data; unpack it"),
+    "Parquet": (b"PAR1", " is a Parquet file; give it a name that ends in .parquet"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT_FILES)
+def test_a_file_of_ones_own_that_is_not_as_it_should_be_is_refused_by_what_is_wrong(tmp_path, case):
+    data, expected = UNFIT_FILES[case]
+    with pytest.raises(UserError, match=rf"log\.csv{expected}|log\.csv holds 1 bad row(.|\n)*log\.csv{expected}"):
+        taken_in(tmp_path, data, "custom", columns={"user": "uid", "item": "vid"})
+
+
+def test_a_long_header_and_a_long_quoted_field_are_read(tmp_path):
+    unread = ",".join(f"c{k}" for k in range(40_000))
+    data = f'uid,vid,{unread}\n"{"a" * 300_000}",b,{unread}\n'.encode()
+    table, _ = taken_in(tmp_path, data, "custom", columns={"user": "uid", "item": "vid"})
+    assert raw_rows(table) == [("a" * 300_000, "b", 1)]
 
 
 def test_custom_quotes_that_do_not_close_make_one_bad_row(tmp_path):
@@ -335,6 +395,45 @@ def test_parquet_is_checked_like_text(tmp_path):
         ingest([tmp_path / "short.parquet"], "qb_video", tmp_path / "u", progress=False)
 
 
+def test_shards_in_folders_below_are_refused_and_not_left_out(tmp_path):
+    shard = pa.table({name: pa.array([0, 1], pa.int8()) for name in HEADER.split(",")})
+    (tmp_path / "log" / "_temporary" / "0").mkdir(parents=True)
+    (tmp_path / "log" / "_SUCCESS").touch()
+    pq.write_table(shard, tmp_path / "log" / "part-0.parquet")
+    ingest([tmp_path / "log"], "qb_video", tmp_path / "t", progress=False)
+    pq.write_table(shard, tmp_path / "log" / "_temporary" / "0" / "part-1.parquet")
+    with pytest.raises(UserError, match=r"part-1\.parquet lies in a folder of"):
+        ingest([tmp_path / "log"], "qb_video", tmp_path / "u", progress=False)
+
+
+UNFIT_TYPES = {
+    "decimals": ("user_id", pa.array([1, 2, 3], pa.decimal128(18, 0)), "column user_id is of type decimal128.*numbers or text"),
+    "timestamps": ("age", pa.array([1, 2, 3], pa.timestamp("us")), "column age is of type timestamp"),
+    "lists": ("age", pa.array([[1], [2], [3]]), "column age is of type list"),
+    "bytes": ("item_id", pa.array([b"1", b"2", b"3"]), "column item_id is of type binary"),
+    "nulls alone": ("click", pa.nulls(3), ":1: column click: 'None' is null"),
+    "doubles that round": ("user_id", pa.array([1.0, 2.0**53 - 1, 2.0**53]), ":3: column user_id: .*rounds integers of this size"),
+    "floats that round": ("item_id", pa.array([1, 2, 2**24], pa.float32()), ":3: column item_id: .*rounds integers"),
+    "too large": ("item_id", pa.array([1, 2, 2**63], pa.uint64()), ":3: column item_id: .*is not between"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNFIT_TYPES)
+def test_parquet_whose_type_cannot_hold_a_column_exactly_is_refused_by_what_is_wrong(tmp_path, case):
+    name, values, expected = UNFIT_TYPES[case]
+    good = {column: pa.array([0, 1, 0], pa.int8()) for column in HEADER.split(",")}
+    pq.write_table(pa.table(good | {name: values}), tmp_path / "log.parquet")
+    with pytest.raises(UserError, match=expected):
+        ingest([tmp_path / "log.parquet"], "qb_video", tmp_path / "t", progress=False)
+
+
+def test_parquet_without_any_value_in_a_column_that_may_be_missing_is_read(tmp_path):
+    good = {column: pa.array([0, 1, 0], pa.int8()) for column in HEADER.split(",")}
+    pq.write_table(pa.table(good | {"video_category": pa.nulls(3)}), tmp_path / "log.parquet")
+    ingest([tmp_path / "log.parquet"], "qb_video", tmp_path / "t", progress=False)
+    assert column(tmp_path / "t", "video_category") == [None] * 3
+
+
 def test_custom_parquet_takes_timestamps_and_text(tmp_path):
     times = pa.array([3_000_000, 1_000_000, 2_000_000], pa.timestamp("us"))
     rows = pa.table({"who": ["a", "a", "a"], "what": ["x", "y", "z"], "when": times, "did": [True, False, True]})
@@ -353,6 +452,42 @@ def test_sequences_may_have_ids_of_text(tmp_path):
         ("bob", "B00", 1),
         ("bob", "B02", 1),
     ]
+
+
+# Per form of source: a log whose ids are integers with one text among them, first and later.
+MIXED_IDS = {
+    "sequences": (b"{0} 5 6\n8 7\n9 {1}\n", None),
+    "custom": (b"uid,vid\n{0},5\n8,7\n9,{1}\n", {"user": "uid", "item": "vid"}),
+}
+
+
+@pytest.mark.parametrize("kind", MIXED_IDS)
+def test_ids_of_both_types_are_refused_by_line_until_a_person_says_what_they_are(tmp_path, kind):
+    pattern, columns = MIXED_IDS[kind]
+    later = pattern.replace(b"{0}", b"7").replace(b"{1}", b"B00")
+    first = pattern.replace(b"{0}", b"B00").replace(b"{1}", b"7")
+    line = 1 if kind == "sequences" else 2
+    with pytest.raises(
+        UserError, match=rf"later:{line + 2}: column \w+( 1)?: 'B00' is not a plain integer.*--ids text"
+    ):
+        taken_in(tmp_path, later, kind, name="later", columns=columns)
+    with pytest.raises(
+        UserError, match=rf"first:{line}: column \w+: 'B00' is text, and the ids after it are integers.*--ids text"
+    ):
+        taken_in(tmp_path, first, kind, name="first", columns=columns)
+    table, _ = taken_in(tmp_path, later, kind, name="text", columns=columns, ids="text")
+    assert (table.users.raw_id.tolist()[1:], "B00" in table.items.raw_id) == (["7", "8", "9"], True)
+    table, manifest = taken_in(tmp_path, first, kind, name="some", columns=columns, ids="integer", max_bad_fraction=0.5)
+    assert (table.users.raw_id.tolist()[1:], manifest.counts["bad_rows"]) == ([8, 9], 1)
+    with pytest.raises(UserError, match="made with ids integer, not auto"):
+        ingest([tmp_path / "some"], kind, tmp_path / "some.table", IngestOptions(columns, max_bad_fraction=0.5))
+
+
+def test_what_ids_are_is_not_asked_where_the_kind_says_it(tmp_path):
+    with pytest.raises(
+        UserError, match="ids is for the kinds custom and sequences alone; those of qb_video are integers"
+    ):
+        taken_in(tmp_path, text(GOOD), ids="text")
 
 
 @settings(max_examples=30, deadline=None)

@@ -69,7 +69,7 @@ def test_repeats_are_the_rows_beyond_the_first(rows: list[tuple[int, int, tuple[
         clicks.setdefault((user, item), set()).add(labels[0])
     assert found.pairs == sum(count - 1 for count in pairs.values())
     assert found.same_labels == sum(count - 1 for count in outcomes.values())
-    assert found.contradicting == sum(count - 1 for pair, count in pairs.items() if len(clicks[pair]) == 2)
+    assert found.click_contradictions == sum(count - 1 for pair, count in pairs.items() if len(clicks[pair]) == 2)
     assert found.pairs_share == pytest.approx(found.pairs / len(rows))
 
 

@@ -1,23 +1,19 @@
 """Assembling training batches: histories of 64 events and 127 negatives that the user did not click.
 
-    python experiments/benchmarks/data_batches.py [--json FILE] [--quick]
+Command:  python experiments/benchmarks/data_batches.py [--quick] [--json FILE]
 
 The rival is a dataset of one example a call, as one writes it for a data loader: the same fields, drawn with NumPy, one example after
-the other, and stacked. Both run in turns (A B A B) in one process; the medians of the rounds count. The bar is 100 times the rival.
+the other, and stacked. Both have the same number of loader threads. The bar is 100 times the rival.
 """
 
-import argparse
 import itertools
-import json
-import statistics
-import sys
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from harness import Result, measure, median_seconds, parser, report, take_turns
 
 from tenrec_jax.data.batches import TrainVocabulary
 from tenrec_jax.data.history_batches import HistoryBatches
@@ -30,13 +26,15 @@ ACTIONS = ("click", "like", "share", "follow")
 
 
 class Sizes(NamedTuple):
-    """Of the log, and how much is assembled in a round: batches by the fast path, examples by the rival."""
+    """Of the log, and how much is assembled in a measurement: batches by the fast path, examples by the rival."""
 
     users: int
     items: int
-    rounds: int
     batches: int
     examples: int
+
+
+SIZES, QUICK_SIZES = Sizes(34_240, 130_637, 40, 4_096), Sizes(4_000, 20_000, 8, 1_024)
 
 
 class RowDataset:
@@ -106,8 +104,8 @@ def make_log(sizes: Sizes) -> Interactions:
     )
 
 
-def measure(sizes: Sizes) -> list[dict[str, Any]]:
-    """One result with one loader thread, one with two; both sides have the same number."""
+def our_batches(sizes: Sizes, threads: int) -> Callable[[], object]:
+    """Whole batches, in threads that have made one each already."""
     table = make_log(sizes)
     split = per_user_order(table)
     vocabulary = TrainVocabulary.of(table, split)
@@ -121,57 +119,48 @@ def measure(sizes: Sizes) -> list[dict[str, Any]]:
         batch_size=BATCH,
         seed=0,
     )
-    dataset = RowDataset(table, split, vocabulary)
+    return _in_threads(threads, batches, range(threads), range(threads, threads + sizes.batches))
+
+
+def row_by_row(sizes: Sizes, threads: int) -> Callable[[], object]:
+    """Pieces of a batch, example by example, in threads that have made one each already."""
+    table = make_log(sizes)
+    split = per_user_order(table)
+    dataset = RowDataset(table, split, TrainVocabulary.of(table, split))
     order = np.random.default_rng(1).permutation(len(dataset.rows))
     pieces = order[: sizes.examples].reshape(8, -1)
-    results = []
-    for threads in (1, 2):
-        ours, theirs = [], []
-        with ThreadPoolExecutor(threads) as pool:
-            for turn in range(sizes.rounds + 1):
-                theirs.append(len(pieces.ravel()) / _seconds(pool, dataset.batch, pieces))
-                steps = range(turn * sizes.batches, (turn + 1) * sizes.batches)
-                ours.append(sizes.batches * BATCH / _seconds(pool, batches, steps))
-        # The first turn warms up.
-        fast, slow = statistics.median(ours[1:]), statistics.median(theirs[1:])
-        results.append(
-            {
-                "work": f"examples/s, {HISTORY} history, {NEGATIVES} negatives, {table.num_rows:,} rows, loader threads: {threads}",
-                "rival": "one example a call, NumPy",
-                "ours": fast,
-                "theirs": slow,
-                "ratio": fast / slow,
-                "bar": BAR,
-                "met": fast / slow >= BAR,
-            }
-        )
-    return results
+    return _in_threads(threads, dataset.batch, pieces[:threads], pieces)
 
 
-def _seconds(pool: ThreadPoolExecutor, assemble: Callable[[Any], Any], work: Any) -> float:
-    began = time.perf_counter()
-    for _ in pool.map(assemble, work):
-        pass
-    return time.perf_counter() - began
+def _in_threads(
+    threads: int, assemble: Callable[[Any], object], first: Sequence[Any] | np.ndarray, work: Sequence[Any] | np.ndarray
+) -> Callable[[], object]:
+    pool = ThreadPoolExecutor(threads)
+    list(pool.map(assemble, first))
+
+    def run() -> None:
+        for _ in pool.map(assemble, work):  # nothing is kept, as in training
+            pass
+
+    return run
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    parser.add_argument("--quick", action="store_true", help="a small log and few rounds")
-    options = parser.parse_args(arguments)
-    quick, full = Sizes(4_000, 20_000, 3, 8, 1_024), Sizes(34_240, 130_637, 7, 40, 4_096)
-    results = measure(quick if options.quick else full)
-    for result in results:
-        sys.stdout.write(
-            f"{result['work']}\n  ours {result['ours']:,.0f}   {result['rival']} {result['theirs']:,.0f}   "
-            f"ratio {result['ratio']:.0f}   bar {result['bar']:.0f}   {'met' if result['met'] else 'not met'}\n"
-        )
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return 0
+def compare(sizes: Sizes, threads: int, rounds: int) -> Result:
+    """Examples a second."""
+    mine, theirs = take_turns(
+        rounds, partial(measure, our_batches, sizes, threads), partial(measure, row_by_row, sizes, threads)
+    )
+    fast, slow = sizes.batches * BATCH / median_seconds(mine), sizes.examples / median_seconds(theirs)
+    work = f"examples/s, {HISTORY} history, {NEGATIVES} negatives, {threads} threads"
+    return Result(work, "one example a call, NumPy", fast, slow, fast / slow, BAR)
+
+
+def main() -> None:
+    """Run all comparisons."""
+    options = parser(__doc__.splitlines()[0]).parse_args()
+    sizes = QUICK_SIZES if options.quick else SIZES
+    report([compare(sizes, threads, options.rounds) for threads in (1, 2)], options.json)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

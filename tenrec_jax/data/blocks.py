@@ -7,7 +7,8 @@ read again as text, column by column, and if that finds something wrong, line by
 and its reason.
 """
 
-import csv
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,6 +48,10 @@ class ParsedBlock(NamedTuple):
     rows: pa.RecordBatch
     bad: list[BadRow]
     lines: int
+
+
+# A part of a log that is yet to be parsed. It can be pickled, and any process that calls it gets the same result.
+Piece = Callable[[], ParsedBlock]
 
 
 def parse_block(block: TextBlock, layout: Layout) -> ParsedBlock:
@@ -168,10 +173,32 @@ def _line_problem(line: bytes, layout: Layout) -> str:
     if layout.quoted and b'"' in line:
         if line.count(b'"') % 2:
             return "holds an unbalanced quote"
-        fields = len(next(csv.reader([line.decode("latin-1")], delimiter=layout.separator)))
+        found = split_quoted(line.decode("latin-1"), layout.separator)
+        if found is None:
+            return "holds a field that goes on behind its closing quote"
+        fields = len(found)
     else:
         fields = line.count(layout.separator.encode()) + 1
     return "" if fields == len(layout.fields) else f"has {fields} fields instead of {len(layout.fields)}"
+
+
+def split_quoted(line: str, separator: str) -> list[str] | None:
+    """The fields of a line, each of which may stand in double quotes; None if quotes are not as they should be.
+
+    Python's csv module is not asked: it has a longest field, and takes what follows a closing quote for a part of the field.
+    """
+    plain = f"[^{re.escape(separator)}]"
+    field = re.compile(f'"((?:[^"]|"")*+)"|((?!"){plain}*+)')
+    fields, at = [], 0
+    while match := field.match(line, at):
+        quoted, bare = match.groups()
+        fields.append(bare if quoted is None else quoted.replace('""', '"'))
+        at = match.end() + 1
+        if at > len(line):
+            return fields
+        if line[match.end()] != separator:
+            return None
+    return None
 
 
 def _texts(data: bytes, layout: Layout) -> list[pa.BinaryArray]:

@@ -1,22 +1,18 @@
 """Delimited text with a header line: Tenrec's files, whose columns are fixed, and a user's own, whose columns are mapped by name."""
 
-import csv
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from tenrec_jax.data.blocks import Layout, ParsedBlock, parse_block
+from tenrec_jax.data.blocks import Layout, Piece, parse_block, split_quoted
+from tenrec_jax.data.id_types import AUTO, LOOKED_AT, typed_id
 from tenrec_jax.data.schema import Column, Kind, Role, kinds_with_header
-from tenrec_jax.data.sources import TextBlock, first_line_of, open_text, text_blocks
-from tenrec_jax.data.values import problem_of
+from tenrec_jax.data.sources import first_line_of, open_text, text_blocks
 from tenrec_jax.errors import UserError
 
 SEPARATORS = ",;\t|"
-THREADS = 2
 
 
 class CsvLog:
@@ -25,49 +21,29 @@ class CsvLog:
     Args:
         paths: the files, in order.
         kind: their columns.
+        ids: what the ids of a mapped kind are, one of `id_types.ID_TYPES`.
 
     Attributes:
-        kind: the columns as they are: ids of a mapped kind are integers if those of the first row are.
+        kind: the columns as they are, with the types of ids.
 
     Raises:
-        UserError: a file cannot be read, its header is not as it should be, or it holds no rows.
+        UserError: a file cannot be read, its header is not as it should be, it holds no rows, or the types of ids cannot be told.
     """
 
-    def __init__(self, paths: Sequence[Path], kind: Kind) -> None:
+    def __init__(self, paths: Sequence[Path], kind: Kind, ids: str = AUTO) -> None:
         self._paths, self.kind = paths, kind
         self.categories: tuple[str, ...] = ()
         if kind.mapped:
-            self.kind = _with_id_types(paths[0], kind)
+            self.kind = _with_id_types(paths[0], kind, ids)
         self._layouts = [_layout(path, self.kind) for path in paths]
 
-    def read(self, *, progress: bool) -> Iterator[ParsedBlock]:
-        """The blocks of all files, in order, parsed by `THREADS` threads."""
-        with ThreadPoolExecutor(THREADS) as pool:
-            for path, layout in zip(self._paths, self._layouts, strict=True):
-                with open_text(path, progress=progress) as file:
-                    _, rest = first_line_of(file, str(path))
-                    blocks = text_blocks(file, str(path), first_line=2, start=rest)
-                    yield from _in_order(pool, partial(parse_block, layout=layout), blocks)
-
-    def blocks(self) -> Iterator[tuple[TextBlock, Layout]]:
-        """The blocks of all files, in order, not parsed."""
+    def pieces(self, *, progress: bool) -> Iterator[Piece]:
+        """The blocks of all files, in order."""
         for path, layout in zip(self._paths, self._layouts, strict=True):
-            with open_text(path) as file:
+            with open_text(path, progress=progress) as file:
                 _, rest = first_line_of(file, str(path))
                 for block in text_blocks(file, str(path), first_line=2, start=rest):
-                    yield block, layout
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, parse: Callable[[TextBlock], ParsedBlock], blocks: Iterable[TextBlock]
-) -> Iterator[ParsedBlock]:
-    ahead: deque[Future[ParsedBlock]] = deque()
-    for block in blocks:
-        ahead.append(pool.submit(parse, block))
-        if len(ahead) > THREADS:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()
+                    yield partial(parse_block, block, layout)
 
 
 def _layout(path: Path, kind: Kind) -> Layout:
@@ -94,7 +70,15 @@ def _header(path: Path) -> tuple[str, bool]:
         line, rest = first_line_of(file, str(path))
         has_rows = bool(rest or file.read(1))
     if b"\0" in line:
-        raise UserError(f"{path}:1 holds a NUL byte: this is not a text file in UTF-8.")
+        raise UserError(
+            f"{path}:1 holds a NUL byte: this is not a text file in UTF-8. Convert it, or unpack it if it is an archive."
+        )
+    if b"\r" in line:
+        raise UserError(
+            f"{path}:1 holds a carriage return inside the line. Lines must end with \\n or \\r\\n; convert the file."
+        )
+    if not line.strip():
+        raise UserError(f"{path}:1 is blank. Put the header line first.")
     try:
         return line.decode(), has_rows
     except UnicodeDecodeError as error:
@@ -109,6 +93,8 @@ def header_of(path: Path) -> tuple[str, ...]:
 def _mapped_layout(path: Path, line: str, kind: Kind) -> Layout:
     """The layout of a file whose columns are found by name; the separator is the one with which they are."""
     wanted = set(kind.header)
+    if line.count('"') % 2:
+        raise UserError(f"{path}:1 holds an unbalanced quote. Close it; a name may not go on over several lines.")
     separator = max(SEPARATORS, key=lambda s: (len(wanted & set(_fields(line, s))), -SEPARATORS.index(s)))
     fields = _fields(line, separator)
     missing = [name for name in kind.header if name not in fields]
@@ -126,25 +112,27 @@ def _mapped_layout(path: Path, line: str, kind: Kind) -> Layout:
 
 
 def _fields(line: str, separator: str) -> list[str]:
-    return next(csv.reader([line], delimiter=separator), [])
+    """The fields of a line; none if its quotes are not as they should be."""
+    return split_quoted(line, separator) or []
 
 
-def _with_id_types(path: Path, kind: Kind) -> Kind:
-    """The kind with integer ids where those of the file's first row are integers."""
+def _with_id_types(path: Path, kind: Kind, ids: str) -> Kind:
+    """The kind with integer ids where those of the file's first rows are integers."""
     layout = _layout(path, kind)
     with open_text(path) as file:
         _, rest = first_line_of(file, str(path))
-        row = next(text_blocks(file, str(path), first_line=2, start=rest)).data.partition(b"\n")[0]
-    fields = dict(zip(layout.fields, _fields(row.decode("latin-1").removesuffix("\r"), layout.separator), strict=False))
-    return replace(kind, columns=tuple(with_id_type(column, fields.get(column.name, "")) for column in kind.columns))
+        lines = next(text_blocks(file, str(path), first_line=2, start=rest)).data.split(b"\n", LOOKED_AT)[:LOOKED_AT]
+    rows = [_fields(line.decode("latin-1").removesuffix("\r"), layout.separator) for line in lines]
+    whole = [row for row in rows if len(row) == len(layout.fields)]
+    place = f"{path}:{2 + rows.index(whole[0])}" if whole else str(path)
 
+    def typed(column: Column) -> Column:
+        if column.role not in (Role.USER, Role.ITEM):
+            return column
+        at = layout.fields.index(column.name)
+        return typed_id(column, ids, [row[at].encode("latin-1") for row in whole], place)
 
-def with_id_type(column: Column, first: str) -> Column:
-    """An id column as integers if its first value is one, as text otherwise; any other column as it is."""
-    if column.role not in (Role.USER, Role.ITEM):
-        return column
-    integers = Column(column.name, column.role, "int64")
-    return integers if not problem_of(integers, first.encode("latin-1")) else column
+    return replace(kind, columns=tuple(map(typed, kind.columns)))
 
 
 def _header_problem(found: tuple[str, ...], kind: Kind) -> str:

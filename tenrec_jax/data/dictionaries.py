@@ -101,7 +101,8 @@ class Feature:
         if count >= len(self._code):
             self._code = np.concatenate([self._code, np.zeros(max(count + 1, len(self._code)), np.int32)])
         fresh = np.flatnonzero((code_R != 0) & (self._code[id_R] == 0))[::-1]
-        self._code[id_R[fresh]] = code_R[fresh]  # from the last row to the first, which stays
+        if len(fresh):  # what is complete may be read-only
+            self._code[id_R[fresh]] = code_R[fresh]  # from the last row to the first, which stays
         return (code_R != 0) & (code_R != self._code[id_R])
 
     def codes(self, count: int) -> np.ndarray:

@@ -7,36 +7,32 @@
     manifest.json           sources, hashes and counts; written last, and the folder is renamed into place after it
 
 Dense ids follow the order of first appearance in the source; 0 is kept for padding and the unknown. Two passes: the first parses,
-checks and encodes blocks of lines and spills them in buckets of users; the second brings each bucket into order and writes it.
+checks and encodes blocks of lines; the second brings the rows of each bucket of users into order and writes them. An engine does the
+work, this process or Ray, and this module alone writes the table.
 """
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from tenrec_jax.data.dictionaries import Feature, make_ids
+from tenrec_jax.data.encoder import Encoder
+from tenrec_jax.data.engines import ENGINES, LOCAL, Engine, open_engine
+from tenrec_jax.data.event_columns import EventColumns
+from tenrec_jax.data.id_types import AUTO, ID_TYPES
 from tenrec_jax.data.interactions import (
     EVENTS_FOLDER,
-    ITEM_COLUMN,
     ITEMS_FILE,
-    LABELS_COLUMN,
-    OFFSETS,
-    USER_COLUMN,
     USERS_FILE,
-    Items,
-    Users,
     array_sha256,
     dictionary_arrays,
     sha256_of_arrays,
-    with_neutral,
 )
 from tenrec_jax.data.logs import Log, open_log, source_files
 from tenrec_jax.data.manifest import (
@@ -50,8 +46,8 @@ from tenrec_jax.data.manifest import (
 )
 from tenrec_jax.data.quarantine import FILE as QUARANTINE_FILE
 from tenrec_jax.data.quarantine import Quarantine
-from tenrec_jax.data.schema import ITEM, USER, Kind, Role
-from tenrec_jax.data.shards import Bucket, ColumnFile, Repeats, RowOrder, Spill, flush, in_order, write_shard
+from tenrec_jax.data.schema import Kind, Role
+from tenrec_jax.data.shards import Oddities, RowOrder, flush
 from tenrec_jax.data.workspace import workspace
 from tenrec_jax.errors import UserError
 from tenrec_jax.files import sha256_of, write_json
@@ -59,7 +55,6 @@ from tenrec_jax.files import sha256_of, write_json
 logger = logging.getLogger(__name__)
 
 DUPLICATES = ("keep", "drop_exact")
-WRITERS = 2
 
 
 @dataclass(frozen=True)
@@ -70,17 +65,25 @@ class IngestOptions:
         columns: for the kind "custom": which column stands for what; see `schema.custom_kind`.
         duplicates: rows that equal an earlier row of the user in every column: "keep" or "drop_exact".
         max_bad_fraction: share of bad rows above which nothing is written; the bad rows below it are left out.
+        engine: what does the work, "local" (this process) or "ray"; the table is the same, row for row.
+        ids: for the kinds "custom" and "sequences": whether ids are "integer" or "text"; "auto" takes them to be what the first is.
     """
 
     columns: Mapping[str, str] | None = None
     duplicates: str = "keep"
     max_bad_fraction: float = 0.0
+    engine: str = LOCAL
+    ids: str = AUTO
 
     def __post_init__(self) -> None:
         if self.duplicates not in DUPLICATES:
             raise UserError(f"duplicates is {self.duplicates!r}; it must be one of {', '.join(DUPLICATES)}.")
         if not 0 <= self.max_bad_fraction < 1:
             raise UserError(f"max_bad_fraction is {self.max_bad_fraction}; it must be at least 0 and less than 1.")
+        if self.engine not in ENGINES:
+            raise UserError(f"engine is {self.engine!r}; it must be one of {', '.join(ENGINES)}.")
+        if self.ids not in ID_TYPES:
+            raise UserError(f"ids is {self.ids!r}; it must be one of {', '.join(ID_TYPES)}.")
 
 
 def ingest(
@@ -105,18 +108,22 @@ def ingest(
         The table's manifest; `is_new` tells whether it was written now.
 
     Raises:
-        UserError: a source is missing or is not of its kind, too many rows are bad (they are listed in `out/quarantine.csv`), or `out`
-            holds something else. No table is written then.
+        UserError: a source is missing or is not of its kind, too many rows are bad (they are listed in `out/quarantine.csv`), `out`
+            holds something else, or the engine is not installed. No table is written then.
     """
     options, out = options or IngestOptions(), Path(out)
     paths = source_files([Path(source) for source in sources], kind)
     origin = tuple(Source(file.name, sha256_of(file), file.stat().st_size) for file in paths.content)
     if out.exists() and (out.is_file() or any(entry.name != QUARANTINE_FILE for entry in out.iterdir())):
         return _existing(out, kind, origin, options)
-    log = open_log(paths, kind, options.columns)
+    log = open_log(paths, kind, options.columns, options.ids)
     with workspace(out) as folder:
-        encoded = _encode(log, folder, out, options, progress=progress)
-        written = _write_events(encoded, log.kind, folder, options, progress=progress)
+        scratch = folder / "spill"
+        scratch.mkdir()
+        with open_engine(options.engine, scratch) as engine:
+            encoded = _encode(engine, log, folder, out, options, progress=progress)
+            written = _write_events(engine, encoded, log.kind, folder, options, progress=progress)
+        shutil.rmtree(scratch)
         changed = [file for file, source in zip(paths.content, origin, strict=True) if _has_changed(file, source)]
         if changed:
             raise UserError(f"{changed[0]} changed while it was read. Run the command again when it is complete.")
@@ -127,18 +134,34 @@ def ingest(
             duplicates=options.duplicates,
             sources=origin,
             files={},
-            counts=written.counts | encoded.counts,
+            counts=written.counts,
             actions=log.kind.actions,
             has_exposures=log.kind.has_exposures,
-            categories=log.categories or encoded.categories,
+            categories=log.categories or encoded.encoder.categories(),
             notes=paths.notes(),
             sha256=written.sha256,
+            ids=options.ids,
         )
         return _complete(folder, out, manifest)
 
 
 def _has_changed(file: Path, source: Source) -> bool:
     return file.stat().st_size != source.bytes
+
+
+class Encoded(NamedTuple):
+    """A log after the first pass: what was learned from it, and its numbers of rows that are kept and of bad ones."""
+
+    encoder: Encoder
+    rows: int
+    bad_rows: int
+
+
+class Written(NamedTuple):
+    """A log after the second pass: its counts, and the hash of the table's content."""
+
+    counts: dict[str, int]
+    sha256: str
 
 
 def _existing(out: Path, kind: str, origin: tuple[Source, ...], options: IngestOptions) -> Manifest:
@@ -158,6 +181,7 @@ def _existing(out: Path, kind: str, origin: tuple[Source, ...], options: IngestO
     for name, there, here in (
         ("columns", manifest.columns, dict(options.columns or {})),
         ("duplicates", manifest.duplicates, options.duplicates),
+        ("ids", manifest.ids, options.ids),
     ):
         if there != here:
             raise UserError(f"{out} holds a table made with {name} {there}, not {here}. {remedy}")
@@ -171,176 +195,49 @@ def _existing(out: Path, kind: str, origin: tuple[Source, ...], options: IngestO
     return manifest
 
 
-class Encoded(NamedTuple):
-    """A log after the first pass: its rows with dense ids, on their way to the shards, and its dictionaries."""
-
-    spill: Spill
-    users: Users
-    items: Items
-    categories: tuple[str, ...]
-    counts: dict[str, int]
-
-
-def _encode(log: Log, folder: Path, out: Path, options: IngestOptions, *, progress: bool) -> Encoded:
-    """Parse, check and encode all rows."""
-    quarantine, encoder = Quarantine(folder / QUARANTINE_FILE), Encoder(log.kind)
-    scratch = folder / "spill"
-    scratch.mkdir()
-    spill, lines = Spill(scratch), 0
-    for block in log.read(progress=progress):
+def _encode(engine: Engine, log: Log, folder: Path, out: Path, options: IngestOptions, *, progress: bool) -> Encoded:
+    """The first pass: parse and check all rows, and learn the users and items."""
+    quarantine, encoder, lines = Quarantine(folder / QUARANTINE_FILE), Encoder(log.kind), 0
+    for block in engine.read(log.pieces(progress=progress), encoder):
         lines += block.lines
         quarantine.add(block.bad)
-        if block.rows.num_rows:
-            spill.add(encoder(block.rows))
     quarantine.close()
     if quarantine.total > options.max_bad_fraction * lines or quarantine.total == lines:
         kept_at = out / QUARANTINE_FILE
         kept_at.parent.mkdir(parents=True, exist_ok=True)
         (folder / QUARANTINE_FILE).replace(kept_at)
         raise quarantine.error(lines, options.max_bad_fraction, kept_at)
-    counts = {
-        "bad_rows": quarantine.total,
-        "user_feature_conflicts": encoder.conflicts[Role.USER_FEATURE],
-        "item_feature_conflicts": encoder.conflicts[Role.ITEM_FEATURE],
-    }
-    return Encoded(spill, encoder.users(), encoder.items(), encoder.categories(), counts)
+    return Encoded(encoder, lines - quarantine.total, quarantine.total)
 
 
-class Encoder:
-    """Gives rows their dense ids and collects the dictionaries and features of users and items."""
-
-    def __init__(self, kind: Kind) -> None:
-        (user,), (item,) = kind.with_role(Role.USER), kind.with_role(Role.ITEM)
-        self._kind, self._columns = kind, {USER: user, ITEM: item}
-        self._ids = {name: make_ids(pa.type_for_alias(column.dtype)) for name, column in self._columns.items()}
-        self._features = {
-            role: {c.feature: (c, Feature(c)) for c in kind.with_role(role) if c.feature}
-            for role in (Role.USER_FEATURE, Role.ITEM_FEATURE)
-        }
-        self.conflicts = dict.fromkeys(self._features, 0)
-
-    def __call__(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Rows of the kind's columns to rows with `user`, `item` (dense, int32), and the others as they are."""
-        dense = {name: ids.encode(rows[self._columns[name].name]) for name, ids in self._ids.items()}
-        for role, key in ((Role.USER_FEATURE, USER), (Role.ITEM_FEATURE, ITEM)):
-            contradicted = [
-                feature.update(dense[key], rows[column.name], self._ids[key].count)
-                for column, feature in self._features[role].values()
-            ]
-            self.conflicts[role] += int(np.count_nonzero(np.logical_or.reduce(contradicted))) if contradicted else 0
-        ids = [column.name for column in self._columns.values()]
-        others = [column.name for column in self._kind.columns if column.name not in ids]
-        columns = {name: pa.array(values) for name, values in dense.items()} | {name: rows[name] for name in others}
-        if not self._kind.with_role(Role.ACTION):
-            (click,) = self._kind.labels
-            columns[click] = pa.array(np.ones(rows.num_rows, np.int8))
-        return pa.RecordBatch.from_pydict(columns)
-
-    def users(self) -> Users:
-        """The users so far."""
-        return Users(*self._dictionary(USER, Role.USER_FEATURE, Users))
-
-    def items(self) -> Items:
-        """The items so far."""
-        return Items(*self._dictionary(ITEM, Role.ITEM_FEATURE, Items))
-
-    def categories(self) -> tuple[str, ...]:
-        """Names of the categories 1, 2, ... where they are text."""
-        _, feature = self._features[Role.ITEM_FEATURE].get("category", (None, None))
-        return feature.names if feature else ()
-
-    def _dictionary(self, key: str, role: Role, record: type) -> list[np.ndarray]:
-        """The fields of `Users` or `Items`; a feature that no column fills is missing throughout."""
-        ids, found = self._ids[key], self._features[role]
-        columns = [with_neutral(ids.raw(), is_id=True)]
-        for field in fields(record)[1:]:
-            code = found[field.name][1].codes(ids.count) if field.name in found else np.zeros(ids.count, np.int32)
-            columns.append(np.concatenate([[np.int32(0)], code]))
-        return columns
-
-
-class Written(NamedTuple):
-    """What the second pass found: counts, and the hash of the table's content."""
-
-    counts: dict[str, int]
-    sha256: str
-
-
-def _write_events(encoded: Encoded, kind: Kind, folder: Path, options: IngestOptions, *, progress: bool) -> Written:
-    """Bring the spilled rows into order and write shards and columns."""
+def _write_events(
+    engine: Engine, encoded: Encoded, kind: Kind, folder: Path, options: IngestOptions, *, progress: bool
+) -> Written:
+    """The second pass: bring the rows into order and write shards and columns."""
     time = "".join(column.name for column in kind.with_role(Role.TIME))
-    order, labels = RowOrder(time, options.duplicates == "drop_exact"), kind.labels
-    for name in (EVENTS_FOLDER, "columns"):
-        (folder / name).mkdir()
-    columns = EventColumns(folder, kind.actions, len(encoded.users.raw_id) - 1)
-    repeats = Repeats()
-
-    def write(part: int, rows: pa.Table) -> Bucket:
-        bucket = in_order(rows, order, labels)
-        write_shard(bucket.rows, folder / EVENTS_FOLDER / f"part-{part:05d}.parquet")
-        return bucket
-
-    bar = tqdm(total=encoded.spill.rows, desc="write", unit="row", unit_scale=True, disable=not progress, leave=False)
-    with bar, ThreadPoolExecutor(WRITERS) as pool:
-        pending = []
-        for part, rows in enumerate(encoded.spill.buckets()):
-            pending.append(pool.submit(write, part, rows))
-            if len(pending) == WRITERS:
-                repeats = columns.take(pending.pop(0).result(), labels, repeats, bar)
-        for future in pending:
-            repeats = columns.take(future.result(), labels, repeats, bar)
-    encoded.spill.remove()
-    counts = columns.close() | {"items": len(encoded.items.raw_id) - 1} | repeats._asdict()
-    arrays = [*dictionary_arrays(encoded.users), *dictionary_arrays(encoded.items)]
-    described = [(name, array.dtype.str, array.shape, array_sha256(array).hexdigest()) for name, array in arrays]
-    for record, name in ((encoded.users, USERS_FILE), (encoded.items, ITEMS_FILE)):
+    order = RowOrder(time, options.duplicates == "drop_exact")
+    users, items = encoded.encoder.users(), encoded.encoder.items()
+    (folder / EVENTS_FOLDER).mkdir()
+    oddities = Oddities()
+    shards = engine.shards(encoded.encoder, order, kind.labels)
+    bar = tqdm(total=encoded.rows, desc="write", unit="row", unit_scale=True, disable=not progress, leave=False)
+    with bar, EventColumns(folder, kind.actions, kind.labels, len(users.raw_id) - 1) as columns:
+        for part, shard in enumerate(shards):
+            path = folder / EVENTS_FOLDER / f"part-{part:05d}.parquet"
+            path.write_bytes(shard.data)
+            flush(path)
+            columns.append(shard.rows)
+            oddities = oddities.plus(shard.oddities)
+            bar.update(shard.rows.num_rows)
+        counts = columns.close()
+    counts |= {"items": len(items.raw_id) - 1} | oddities._asdict() | {"bad_rows": encoded.bad_rows}
+    for record, name in ((users, USERS_FILE), (items, ITEMS_FILE)):
         content = pa.table({field.name: getattr(record, field.name)[1:] for field in fields(record)})
         pq.write_table(content, folder / name, compression="zstd", write_page_checksum=True)
         flush(folder / name)
+    arrays = [*dictionary_arrays(users), *dictionary_arrays(items)]
+    described = [(name, array.dtype.str, array.shape, array_sha256(array).hexdigest()) for name, array in arrays]
     return Written(counts, sha256_of_arrays([*columns.described(), *described]))
-
-
-class EventColumns:
-    """The memory-mapped columns of a table, written as buckets come in order."""
-
-    def __init__(self, folder: Path, actions: tuple[str, ...], users: int) -> None:
-        self._actions, self._folder, self._rows = actions, folder, 0
-        self._files = {
-            "user": ColumnFile(folder / USER_COLUMN, "<i4"),
-            "item": ColumnFile(folder / ITEM_COLUMN, "<i4"),
-            f"labels {','.join(actions)}": ColumnFile(folder / LABELS_COLUMN, "|i1", len(actions)),
-        }
-        self._length_U = np.zeros(users + 1, np.int64)
-        self._positive_A = np.zeros(len(actions), np.int64)
-
-    def take(self, bucket: Bucket, labels: Sequence[str], repeats: Repeats, bar: tqdm) -> Repeats:
-        """Append a bucket's rows; returns `repeats` with the bucket's added."""
-        rows = bucket.rows
-        user_R, item_R = rows[USER].to_numpy(), rows[ITEM].to_numpy()
-        labels_RA = np.stack([rows[name].to_numpy() for name in labels], axis=1)
-        for file, values in zip(self._files.values(), (user_R, item_R, labels_RA), strict=True):
-            file.append(values)
-        lowest = int(user_R[0])
-        lengths = np.bincount(user_R - lowest)
-        self._length_U[lowest : lowest + len(lengths)] += lengths
-        self._positive_A += labels_RA.sum(axis=0, dtype=np.int64)
-        self._rows += len(user_R)
-        bar.update(len(user_R))
-        return Repeats(*(sum(pair) for pair in zip(repeats, bucket.repeats, strict=True)))
-
-    def close(self) -> dict[str, int]:
-        """Complete the files; returns the counts of rows, users and actions."""
-        for file in self._files.values():
-            file.close()
-        offsets = ColumnFile(self._folder / OFFSETS, "<i8")
-        offsets.append(np.concatenate([[0], np.cumsum(self._length_U)]))
-        offsets.close()
-        counts = {"rows": self._rows, "users": len(self._length_U) - 1}
-        return counts | dict(zip(self._actions, self._positive_A.tolist(), strict=True))
-
-    def described(self) -> list[tuple[str, str, tuple[int, ...], str]]:
-        """Name, type, shape and hash of each column."""
-        return [(name, *file.described()) for name, file in self._files.items()]
 
 
 def _complete(folder: Path, out: Path, manifest: Manifest) -> Manifest:

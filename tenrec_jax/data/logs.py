@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tenrec_jax.data.blocks import ParsedBlock
+from tenrec_jax.data.blocks import Piece
 from tenrec_jax.data.csv_log import CsvLog, header_of
+from tenrec_jax.data.id_types import AUTO
 from tenrec_jax.data.movielens import MovieLensLog, movielens_files
 from tenrec_jax.data.parquet_log import ParquetLog
 from tenrec_jax.data.schema import CUSTOM, KINDS, TWIN_KINDS, Kind, custom_kind, kind_named, kinds_with_header
@@ -16,7 +17,7 @@ from tenrec_jax.data.sources import COMPRESSIONS, open_source
 from tenrec_jax.errors import UserError
 
 PUBLISHED_AT = "the Tenrec project's page on GitHub (search for 2022-NIPS-Tenrec)"
-TASK = "task"
+TASK, SEQUENCES = "task", "sequences"
 KIND_NAMES = (*KINDS, TASK, CUSTOM)
 
 
@@ -31,8 +32,8 @@ class Log(Protocol):
     kind: Kind
     categories: tuple[str, ...]
 
-    def read(self, *, progress: bool) -> Iterator[ParsedBlock]:
-        """All rows in the order of the source, good and bad."""
+    def pieces(self, *, progress: bool) -> Iterator[Piece]:
+        """All rows in the order of the source, good and bad, in pieces to be parsed."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def source_files(paths: Sequence[Path], kind: str) -> SourceFiles:
     for path in paths:
         if kind in KINDS and KINDS[kind].file and not path.exists():
             raise _missing(path, KINDS[kind])
-        shards = sorted(path.glob("*.parquet")) if path.is_dir() else []
+        shards = _shards(path) if path.is_dir() else []
         if not shards:
             open_source(path).close()
         content += shards or [path]
@@ -83,16 +84,29 @@ def source_files(paths: Sequence[Path], kind: str) -> SourceFiles:
     return SourceFiles(tuple(paths), tuple(content))
 
 
-def open_log(files: SourceFiles, kind: str, columns: Mapping[str, str] | None) -> Log:
+def _shards(folder: Path) -> list[Path]:
+    """The Parquet files of a folder."""
+    below = next(folder.glob("*/**/*.parquet"), None)
+    if below:
+        raise UserError(
+            f"{below} lies in a folder of {folder}. Shards lie side by side in one folder: write them unpartitioned, "
+            "and wait for the job's end."
+        )
+    return sorted(folder.glob("*.parquet"))
+
+
+def open_log(files: SourceFiles, kind: str, columns: Mapping[str, str] | None, ids: str = AUTO) -> Log:
     """The reader of a log.
 
     Args:
         files: of the log.
         kind: as for `ingest`.
         columns: the mapping of a log of kind "custom".
+        ids: for the kinds "custom" and "sequences", what ids are: one of `id_types.ID_TYPES`.
 
     Raises:
-        UserError: the first look at the files shows that they are not of that kind, or columns are given for another kind or not at all.
+        UserError: the first look at the files shows that they are not of that kind, columns are given for another kind or not at all, or
+            the kind says itself what ids are.
     """
     if (kind == CUSTOM) != bool(columns):
         raise UserError(
@@ -100,12 +114,14 @@ def open_log(files: SourceFiles, kind: str, columns: Mapping[str, str] | None) -
             if kind == CUSTOM
             else f"columns are for the kind custom alone; the columns of {kind} are fixed."
         )
+    if ids != AUTO and kind not in (CUSTOM, SEQUENCES):
+        raise UserError(f"ids is for the kinds {CUSTOM} and {SEQUENCES} alone; those of {kind} are integers.")
     if kind == "movielens":
         return MovieLensLog(files.named[0], kind_named(kind))
-    if kind == "sequences":
-        return SequenceLog(files.content, kind_named(kind))
+    if kind == SEQUENCES:
+        return SequenceLog(files.content, kind_named(kind), ids)
     layout = custom_kind(columns) if columns else _task_kind(files.content[0]) if kind == TASK else kind_named(kind)
-    return (ParquetLog if files.are_parquet else CsvLog)(files.content, layout)
+    return (ParquetLog if files.are_parquet else CsvLog)(files.content, layout, ids)
 
 
 def parse_columns(text: str, name: str) -> dict[str, str]:

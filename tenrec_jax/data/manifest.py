@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tenrec_jax.data.id_types import AUTO
 from tenrec_jax.errors import UserError
 from tenrec_jax.files import read_json, sha256_of, write_text
 
@@ -31,6 +32,7 @@ class Manifest:
     Attributes:
         kind: format of the sources. columns: role and name of each column of a log of kind "custom", otherwise empty.
         duplicates: what was done with rows that equal an earlier one: "keep" or "drop_exact".
+        ids: what the ids of a kind that leaves it open were said to be, "integer" or "text"; "auto" where the log told.
         files: SHA-256 of each other file of the folder, by its path in it.
         counts: rows, users, items, rows of each action, and what is odd about the log.
         categories: names of the item categories 1, 2, ...; empty where the source has none.
@@ -50,6 +52,7 @@ class Manifest:
     categories: tuple[str, ...]
     notes: tuple[str, ...]
     sha256: str
+    ids: str = AUTO
     is_new: bool = dataclasses.field(default=True, compare=False)
 
     def to_json(self) -> dict[str, Any]:

@@ -6,13 +6,14 @@ The files are found anywhere in a folder or zip archive (a wheel is one), in Gro
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from tenrec_jax.data.blocks import Layout, ParsedBlock, parse_block
+from tenrec_jax.data.blocks import Layout, ParsedBlock, Piece, parse_block
 from tenrec_jax.data.quarantine import SHOWN, BadRow, bad_rows
 from tenrec_jax.data.schema import GENDERS, MOVIELENS_LAYOUTS, Column, Kind, MovieLensLayout, Role
 from tenrec_jax.data.sources import TextBlock
@@ -59,8 +60,8 @@ class MovieLensLog:
         self._users = _users(users, kind, self._layout)
         *self._items, self.categories = _items(items, kind, self._layout)
 
-    def read(self, *, progress: bool) -> Iterator[ParsedBlock]:
-        """All ratings, in the order of the file."""
+    def pieces(self, *, progress: bool) -> Iterator[Piece]:
+        """All ratings, in the order of the file, parsed already: they are few."""
         parsed, lines = _parse_ratings(self._ratings, self.kind, self._layout)
         kind, rows = self.kind, parsed.rows
         user, item, rating = (
@@ -83,7 +84,8 @@ class MovieLensLog:
         }
         rows = rows.take(pa.array(known))
         columns = {c.name: rows[c.name] if c.name in rows.schema.names else derived[c.feature] for c in kind.columns}
-        yield ParsedBlock(pa.RecordBatch.from_pydict(columns), sorted(bad, key=lambda row: row.line), parsed.lines)
+        rows = pa.RecordBatch.from_pydict(columns)
+        yield partial(ParsedBlock, rows, sorted(bad, key=lambda row: row.line), parsed.lines)
 
 
 def _find(source: Path) -> tuple[MovieLensLayout, list[str]]:

@@ -15,6 +15,8 @@ ACTIONS = ("click", "like", "share", "follow")
 
 # Columns of the table on disk that stand for a source's user and item ids; the others keep their names.
 USER, ITEM = "user", "item"
+# Columns of encoded rows that are counted and not kept: whether the row contradicts what its user or item was on an earlier row.
+CONFLICTS = ("user_feature_conflicts", "item_feature_conflicts")
 
 NULL = r"\N"
 _INT64 = 2**63 - 1
@@ -49,6 +51,7 @@ class Column:
             1970 on disk).
         feature: the field of `Users` or `Items` that it fills. There 0 means missing: a nullable column's value v
             becomes v + 1, any other column has its own 0 for it.
+        remedy: what a person can do about a bad value, where that is not to correct it.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Column:
     nulls: tuple[str, ...] = ()
     form: Literal["plain", "number", "flag", "text", "time"] = "plain"
     feature: str = ""
+    remedy: str = ""
 
     @property
     def is_integer(self) -> bool:
@@ -218,11 +222,11 @@ def custom_kind(columns: Mapping[str, str]) -> Kind:
 
     Args:
         columns: which column of the log stands for what, for example `{"user": "uid", "item": "vid", "click": "watched"}`. User and
-            item are needed. Without click every row is a click, and other actions cannot be mapped. Ids and categories are text;
-            where all of a log's ids are integers, `ingest` keeps them as integers.
+            item are needed. Without click every row is a click, and other actions cannot be mapped. Ids are text until
+            `id_types.typed_id` says otherwise.
 
     Raises:
-        UserError: an unknown or missing role, or a column that is named twice.
+        UserError: an unknown or missing role, a column that is named twice, or one with a name that the table needs for its own.
     """
     for role in columns:
         if role not in _CUSTOM_ROLES:
@@ -242,6 +246,10 @@ def custom_kind(columns: Mapping[str, str]) -> Kind:
         raise UserError(f"columns: {twice[0]!r} stands for two things.")
     if "click" not in columns and set(columns) & set(ACTIONS):
         raise UserError("columns: name the column of clicks too; without one, every row is a click and nothing else.")
+    own = {USER, ITEM, *CONFLICTS} | (set() if "click" in columns else {"click"})
+    taken = [name for role, name in columns.items() if role not in ("user", "item") and name in own]
+    if taken:
+        raise UserError(f"columns: the table has a column {taken[0]!r} of its own. Give the log's column another name.")
     mapped = tuple(replace(_CUSTOM_ROLES[role], name=name) for role, name in columns.items())
     return Kind(CUSTOM, mapped, has_exposures="click" in columns, mapped=True)
 

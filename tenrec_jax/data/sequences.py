@@ -1,20 +1,21 @@
 """Click sequences in text: one user a line (`user item item ...`, oldest first), or one event a line (`user item`).
 
 If every line of the log has exactly two fields, a line is an event and a user's lines may stand anywhere; otherwise a line is a user.
-Fields are separated by spaces or tabs. Every event is a click. Ids are integers if those of the first line are, and text otherwise.
+Fields are separated by spaces or tabs. Every event is a click. Whether ids are integers or text, `id_types` says.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from tenrec_jax.data.blocks import ParsedBlock
-from tenrec_jax.data.csv_log import with_id_type
+from tenrec_jax.data.blocks import ParsedBlock, Piece
 from tenrec_jax.data.dictionaries import TextIds
+from tenrec_jax.data.id_types import AUTO, LOOKED_AT, typed_id
 from tenrec_jax.data.quarantine import BadRow
 from tenrec_jax.data.schema import Column, Kind, Role
 from tenrec_jax.data.sources import BOM, TextBlock, open_text, text_blocks
@@ -44,26 +45,35 @@ class Lines(NamedTuple):
 class SequenceLog:
     """Files of sequences, which are one log together.
 
+    Args:
+        paths: the files, in order.
+        kind: user, item and click.
+        ids: what ids are, one of `id_types.ID_TYPES`.
+
     Raises:
-        UserError: a file is empty or is not text with fields between spaces and tabs.
+        UserError: a file is empty or is not text with fields between spaces and tabs, or the types of ids cannot be told.
     """
 
-    def __init__(self, paths: Sequence[Path], kind: Kind) -> None:
+    def __init__(self, paths: Sequence[Path], kind: Kind, ids: str = AUTO) -> None:
         self._paths = paths
         self.categories: tuple[str, ...] = ()
-        self._is_pairs, first = True, None
+        self._is_pairs = True
+        first: tuple[list[bytes], list[bytes]] | None = None
         for block in self._blocks(progress=False):
             lines = _split(block)
             self._is_pairs &= bool((lines.number == 2).all())
-            first = lines.fields[:2] if first is None else first
-        user_column, item_column, *others = kind.columns
-        user, item = ([*(first or []), b"", b""])[:2]
-        text = [replace(column, dtype="string", form="text") for column in (user_column, item_column)]
-        typed = [with_id_type(text[0], user.decode("latin-1")), with_id_type(text[1], item.decode("latin-1"))]
+            first = first or _first_ids(lines)
+        user, item, *others = kind.columns
+        typed = [
+            typed_id(c, ids, found, f"{paths[0]}:1") for c, found in zip((user, item), first or ([], []), strict=True)
+        ]
         self.kind = replace(kind, columns=(*typed, *others))
 
-    def read(self, *, progress: bool) -> Iterator[ParsedBlock]:
-        """The blocks of all files, in order. A line counts once, however many of its fields are bad."""
+    def pieces(self, *, progress: bool) -> Iterator[Piece]:
+        """The blocks of all files, in order, parsed already: whether a line is good depends on those before it.
+
+        A line counts once, however many of its fields are bad.
+        """
         (user_column,), (item_column,) = self.kind.with_role(Role.USER), self.kind.with_role(Role.ITEM)
         earlier = TextIds()
         for block in self._blocks(progress=progress):
@@ -71,7 +81,8 @@ class SequenceLog:
             bad = _bad_lines(block, lines, user_column, item_column)
             if not self._is_pairs:
                 bad |= _users_again(block, lines, earlier, bad)
-            yield ParsedBlock(self._rows(lines, block, bad), [bad[line] for line in sorted(bad)], len(lines.number))
+            rows = self._rows(lines, block, bad)
+            yield partial(ParsedBlock, rows, [bad[line] for line in sorted(bad)], len(lines.number))
 
     def _blocks(self, *, progress: bool) -> Iterator[TextBlock]:
         for path in self._paths:
@@ -117,6 +128,15 @@ def _split(block: TextBlock) -> Lines:
     starts = ~is_space & np.concatenate([[True], is_space[:-1]])
     ends = np.flatnonzero(character == ord("\n"))
     return Lines(block.data.split(), np.diff(np.cumsum(starts)[ends], prepend=0))
+
+
+def _first_ids(lines: Lines) -> tuple[list[bytes], list[bytes]]:
+    """Users and items of the first `LOOKED_AT` lines."""
+    number = lines.number[:LOOKED_AT]
+    users = lines.first[:LOOKED_AT][number > 0].tolist()
+    is_item = np.ones(int(number.sum()), bool)
+    is_item[users] = False
+    return [lines.fields[place] for place in users], [lines.fields[place] for place in np.flatnonzero(is_item).tolist()]
 
 
 def _typed(kind: Kind, role: Role, values: list[bytes]) -> pa.Array:

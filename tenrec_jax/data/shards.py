@@ -7,7 +7,6 @@ gathered from all chunks, brought into order and becomes one Parquet shard, what
 import hashlib
 import itertools
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tenrec_jax.data.schema import ITEM, USER
+from tenrec_jax.data.schema import CONFLICTS, ITEM, USER
 
 BUCKET_USERS = 8192
 CHUNK_ROWS = 1 << 21
@@ -60,16 +59,12 @@ class Spill:
                     batches.append(pa.ipc.open_file(file).get_batch(self._chunks[chunk][bucket]))
             yield pa.Table.from_batches(batches)
 
-    def remove(self) -> None:
-        """Delete the temporary files and their folder."""
-        shutil.rmtree(self._folder)
-
     def _write(self) -> None:
         if not self._pending_rows:
             return
         rows = pa.Table.from_batches(self._pending).combine_chunks().to_batches()[0]
         self._pending, self._pending_rows = [], 0
-        bucket_R = ((rows[USER].to_numpy() - 1) // BUCKET_USERS).astype(np.int32)
+        bucket_R = bucket_of(rows[USER].to_numpy())
         if (bucket_R[1:] < bucket_R[:-1]).any():
             order = np.argsort(bucket_R, kind="stable")
             rows, bucket_R = rows.take(pa.array(order)), bucket_R[order]
@@ -97,25 +92,57 @@ class RowOrder:
     drop_exact: bool = False
 
 
-class Repeats(NamedTuple):
-    """What repeats in a log. repeated_pairs: rows whose (user, item) stood on an earlier row. duplicate_rows: rows that equal an
-    earlier row in every column. contradicting_pairs: (user, item) pairs whose rows differ in an action.
+class Oddities(NamedTuple):
+    """What is odd about rows that are kept; the manifest's counts have the same names.
+
+    repeated_pairs: rows whose (user, item) stood on an earlier row. duplicate_rows: rows that equal an earlier row in every column.
+    contradicting_pairs: (user, item) pairs whose rows differ in any action (`stats.Repeats.click_contradictions` counts rows).
+    user_feature_conflicts, item_feature_conflicts: rows that give their user or item another feature than an earlier row did.
     """
 
     repeated_pairs: int = 0
     duplicate_rows: int = 0
     contradicting_pairs: int = 0
+    user_feature_conflicts: int = 0
+    item_feature_conflicts: int = 0
+
+    def plus(self, other: "Oddities") -> "Oddities":
+        """The sums."""
+        return Oddities(*(sum(pair) for pair in zip(self, other, strict=True)))
 
 
-class Bucket(NamedTuple):
-    """The rows of some users in their final order."""
+class Shard(NamedTuple):
+    """A bucket of users, complete. data: its Parquet file. rows: in their final order, with the columns user, item and labels at least."""
 
+    data: pa.Buffer
     rows: pa.Table
-    repeats: Repeats
+    oddities: Oddities
 
 
-def in_order(rows: pa.Table, order: RowOrder, actions: Sequence[str]) -> Bucket:
-    """Bring a bucket's rows into blocks of one user each and count its repeats.
+def bucket_of(user_R: np.ndarray) -> np.ndarray:
+    """Number of the bucket of each dense user, int32 [R]."""
+    return ((user_R - 1) // BUCKET_USERS).astype(np.int32)
+
+
+def make_shard(rows: pa.Table, order: RowOrder, labels: Sequence[str]) -> Shard:
+    """Complete a bucket.
+
+    Args:
+        rows: encoded, of some users, all of each; in the order of the source.
+        order: of a user's rows.
+        labels: columns that hold actions.
+    """
+    conflicts = {name: int(np.count_nonzero(rows[name].to_numpy())) for name in CONFLICTS}
+    ordered, oddities = in_order(rows.drop_columns(list(CONFLICTS)), order, labels)
+    # One chunk a column: how a file is cut into pages depends on chunks, and they on the engine.
+    ordered = ordered.combine_chunks()
+    file = pa.BufferOutputStream()
+    write_shard(ordered, file)
+    return Shard(file.getvalue(), ordered, oddities._replace(**conflicts))
+
+
+def in_order(rows: pa.Table, order: RowOrder, actions: Sequence[str]) -> tuple[pa.Table, Oddities]:
+    """Bring a bucket's rows into blocks of one user each and count what repeats.
 
     Args:
         rows: of some users, all of each; in the order of the source.
@@ -126,20 +153,20 @@ def in_order(rows: pa.Table, order: RowOrder, actions: Sequence[str]) -> Bucket:
     keys = (rows[order.time].to_numpy(), user_R) if order.time else (user_R,)
     if order.time or (user_R[1:] < user_R[:-1]).any():
         rows = rows.take(pa.array(np.lexsort(keys)))
-    repeats, duplicate_R = _repeats(rows, actions)
+    oddities, duplicate_R = _repeats(rows, actions)
     if order.drop_exact and len(duplicate_R):
         rows = rows.take(pa.array(np.delete(np.arange(rows.num_rows), duplicate_R)))
-    return Bucket(rows, repeats)
+    return rows, oddities
 
 
-def _repeats(rows: pa.Table, actions: Sequence[str]) -> tuple[Repeats, np.ndarray]:
+def _repeats(rows: pa.Table, actions: Sequence[str]) -> tuple[Oddities, np.ndarray]:
     """The counts, and the numbers of the rows that equal an earlier row."""
     pair_R = rows[USER].to_numpy().astype(np.int64) << 32 | rows[ITEM].to_numpy()
     order = np.argsort(pair_R, kind="stable")  # the fast one where users stand in blocks
     is_again = pair_R[order[1:]] == pair_R[order[:-1]]
     again = np.flatnonzero(is_again)
     if not len(again):
-        return Repeats(), again
+        return Oddities(), again
     suspect = np.sort(order[np.union1d(again, again + 1)])
     suspects = rows.take(pa.array(suspect))
     place = pa.array(np.arange(len(suspect)))
@@ -148,10 +175,10 @@ def _repeats(rows: pa.Table, actions: Sequence[str]) -> tuple[Repeats, np.ndarra
     per_pair = suspects.group_by([USER, ITEM]).aggregate([(name, how) for name in actions for how in ("min", "max")])
     differs = [pc.not_equal(per_pair[f"{name}_min"], per_pair[f"{name}_max"]).to_numpy() for name in actions]
     contradicting = int(np.logical_or.reduce(differs).sum())
-    return Repeats(len(again), len(duplicates), contradicting), suspect[duplicates]
+    return Oddities(len(again), len(duplicates), contradicting), suspect[duplicates]
 
 
-def write_shard(rows: pa.Table, path: Path) -> None:
+def write_shard(rows: pa.Table, file: pa.NativeFile) -> None:
     """Write a bucket as a Parquet file with page checksums; a row group holds whole users, `ROW_GROUP_ROWS` rows or a little more."""
     user_R = rows[USER].to_numpy()
     starts = np.concatenate([[0], np.flatnonzero(np.diff(user_R)) + 1])
@@ -160,11 +187,10 @@ def write_shard(rows: pa.Table, path: Path) -> None:
     # Items are too many for a dictionary: trying one costs time and space.
     encoding = {"use_dictionary": [name for name in rows.column_names if name != ITEM]}
     with pq.ParquetWriter(
-        path, rows.schema, compression="zstd", compression_level=1, write_page_checksum=True, **encoding
+        file, rows.schema, compression="zstd", compression_level=1, write_page_checksum=True, **encoding
     ) as writer:
         for start, stop in itertools.pairwise(cuts):
             writer.write_table(rows.slice(start, stop - start), row_group_size=max(1, stop - start))
-    flush(path)
 
 
 class ColumnFile:
@@ -194,6 +220,10 @@ class ColumnFile:
             raise RuntimeError(f"{self._path}: the header of a .npy file took {self._file.tell()} bytes")
         self._file.close()
         flush(self._path)
+
+    def abandon(self) -> None:
+        """Let go of the file as it is; nothing happens after `close`."""
+        self._file.close()
 
     def described(self) -> tuple[str, tuple[int, ...], str]:
         """Type, shape, and SHA-256 of the values."""

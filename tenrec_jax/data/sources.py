@@ -14,6 +14,13 @@ BLOCK_BYTES = 4 << 20
 LONGEST_LINE = 1 << 20
 BOM = b"\xef\xbb\xbf"
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+# What is taken for text by mistake.
+_OTHERS = {
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"BZh91AY": "bzip2 data; unpack it, or compress it with gzip or zstd",
+    b"\xfd7zXZ": "xz data; unpack it, or compress it with gzip or zstd",
+    b"PAR1": "a Parquet file; give it a name that ends in .parquet",
+}
 
 
 class TextBlock(NamedTuple):
@@ -49,10 +56,13 @@ def open_text(path: Path, *, progress: bool = False) -> Iterator[IO[bytes]]:
     """Open a file of text, which may be compressed; its first bytes tell.
 
     Raises:
-        UserError: as `open_source`, or the compressed data end early or are damaged (while reading).
+        UserError: as `open_source`, the file is an archive or Parquet, or compressed data end early or are damaged (while reading).
     """
     with open_source(path) as file:
-        start = file.read(max(map(len, COMPRESSIONS)))
+        start = file.read(max(map(len, [*COMPRESSIONS, *_OTHERS])))
+        for magic, what in _OTHERS.items():
+            if start.startswith(magic):
+                raise UserError(f"{path} is {what}.")
         compression = next((name for magic, name in COMPRESSIONS.items() if start.startswith(magic)), None)
         file.seek(0)
         bar = tqdm.wrapattr(

@@ -60,17 +60,18 @@ class Repeats:
     Attributes:
         pairs: rows whose user and item stood on an earlier row.
         same_labels: rows that equal an earlier row in user, item and all labels.
-        contradicting: rows beyond the first of pairs that have rows with and without a click.
+        click_contradictions: rows beyond the first of pairs that have rows with and without a click. The manifest's
+            `contradicting_pairs` is another number: it counts pairs, and those whose rows differ in any action.
         duplicates: rows that equal an earlier row in every column of the source, as counted when it was ingested.
     """
 
     pairs: int
     same_labels: int
-    contradicting: int
+    click_contradictions: int
     duplicates: int
     pairs_share: float
     same_labels_share: float
-    contradicting_share: float
+    click_contradictions_share: float
     duplicates_share: float
 
 
@@ -131,7 +132,7 @@ def table_stats(table: Interactions, split: Split, *, duplicates: int) -> TableS
     clicks_U1 = np.zeros(table.num_users + 1, np.int64)
     joint = np.zeros(2 ** len(table.actions), np.int64)
     bits_A = 2 ** np.arange(len(table.actions))[::-1]
-    pairs = same_labels = contradicting = 0
+    pairs = same_labels = both_clicks = 0
     click = table.actions.index("click")
     for rows in blocks_of_users(table):
         item, user = table.item_R[rows], table.user_R[rows]
@@ -141,9 +142,9 @@ def table_stats(table: Interactions, split: Split, *, duplicates: int) -> TableS
         clicks_U1 += np.bincount(user[labels[:, click] == 1], minlength=len(clicks_U1))
         joint += np.bincount(code, minlength=len(joint))
         repeated = _repeats(user, item, code, labels[:, click])
-        pairs, same_labels, contradicting = pairs + repeated[0], same_labels + repeated[1], contradicting + repeated[2]
+        pairs, same_labels, both_clicks = pairs + repeated[0], same_labels + repeated[1], both_clicks + repeated[2]
     rows_U = np.diff(table.offsets)[1:]
-    repeats = (pairs, same_labels, contradicting, duplicates)
+    repeats = (pairs, same_labels, both_clicks, duplicates)
     return TableStats(
         kind=table.kind,
         sha256=table.sha256,

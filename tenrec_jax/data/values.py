@@ -72,7 +72,13 @@ def problem_of(column: Column, value: bytes) -> str:
     if b"\0" in value:
         return "holds a NUL byte"
     reason = "is not UTF-8" if text is None and column.form == "text" else _reason(column, text or "")
-    return reason + (f", nor {NULL_NAMES[column.nulls]}" if reason and column.nulls else "")
+    if not reason:
+        return ""
+    return (
+        reason
+        + (f", nor {NULL_NAMES[column.nulls]}" if column.nulls else "")
+        + (f"; {column.remedy}" if column.remedy else "")
+    )
 
 
 NULL_NAMES = {(r"\N",): r"\N", ("", r"\N"): r"empty, nor \N"}

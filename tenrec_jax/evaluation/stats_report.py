@@ -119,7 +119,7 @@ def summary(report: TableReport) -> str:
         f"rows per item: {_quantiles(stats.rows_per_item)}; Gini {stats.concentration.gini:.3f}, "
         f"top 1 % of items {percent(stats.concentration.top_1_percent)} of rows",
         f"repeated user and item {percent(stats.repeats.pairs_share)}, exact duplicates "
-        f"{percent(stats.repeats.duplicates_share)}, contradicting {percent(stats.repeats.contradicting_share)}",
+        f"{percent(stats.repeats.duplicates_share)}, clicked and not clicked {percent(stats.repeats.click_contradictions_share)}",
         f"split {stats.protocol}:",
     ]
     lines += [
@@ -226,7 +226,11 @@ def _repeats(stats: TableStats) -> str:
         ["user and item stood on an earlier row", f"{repeats.pairs:,}", percent(repeats.pairs_share)],
         ["the same with equal labels", f"{repeats.same_labels:,}", percent(repeats.same_labels_share)],
         ["equal in every column", f"{repeats.duplicates:,}", percent(repeats.duplicates_share)],
-        ["of pairs with and without a click", f"{repeats.contradicting:,}", percent(repeats.contradicting_share)],
+        [
+            "of pairs with and without a click",
+            f"{repeats.click_contradictions:,}",
+            percent(repeats.click_contradictions_share),
+        ],
     ]
     return table("Rows beyond the first of their pair", ["", "rows", "share of all rows"], rows)
 

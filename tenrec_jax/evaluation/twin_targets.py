@@ -255,7 +255,7 @@ def _common(judge: _Judge, table: Interactions, stats: TableStats) -> None:
     for name, share, got, tolerance in (
         ("rows that repeat a user and item", 0.0150, repeats.pairs_share, 0.003),
         ("exact duplicates", 0.0073, repeats.duplicates_share, 0.002),
-        ("repeats of pairs with both click labels", 0.0047, repeats.contradicting_share, 0.0018),
+        ("repeats of pairs with both click labels", 0.0047, repeats.click_contradictions_share, 0.0018),
     ):
         judge.within(name, share, got, tolerance, 300_000)
 
