@@ -87,7 +87,9 @@ def train(task: Task, parallel: DataParallel, steps: int = STEPS) -> Trained:
     gradient that is zero in truth into a full step.
     """
     rule = TableOptimizerConfig("rowwise_adagrad", eps=1.0)
-    optimizer = Optimizer(optax.sgd(0.01, momentum=0.9), rule, lambda step: 0.1, task.tables, average_decay=0.5)
+    optimizer = Optimizer(
+        optax.sgd(0.01, momentum=0.9), rule, dict.fromkeys(task.tables, lambda _: 0.1), task.tables, average_decay=0.5
+    )
     parameters, losses = jax.jit(task.init)(jax.random.key(0)), []
     state = parallel.replicate(optimizer.init(named(parameters)))
     step_fn = compile_step(task, optimizer, parallel, like=parameters)

@@ -240,18 +240,18 @@ def test_item_biases_start_in_the_order_and_ratios_of_popularity(many_users_fold
     assert np.exp(bias_N).sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_table_rate_slows_embeddings_alone() -> None:
+def test_tables_have_a_learning_rate_of_their_own_and_biases_that_of_the_dense_weights() -> None:
     tree = {name: jax.numpy.ones((3, 2)) for name in ("items.id.embedding", "item_bias.embedding", "dense.kernel")}
     spaces = {"items.id.embedding": "item", "item_bias.embedding": "item"}
     config, ids = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup_steps=0), {"item": np.arange(3)}
 
     def change(rate: float) -> dict[str, jax.Array]:
-        optimizer = make_optimizer(dataclasses.replace(config, table_rate=rate), 10, spaces)
+        optimizer = make_optimizer(dataclasses.replace(config, table_learning_rate=rate), 10, spaces)
         state = optimizer.init(tree)
         after, _ = optimizer.update(state, ids, state.dense, optimizer.rows(state, ids))
         return jax.tree.map(lambda new, old: new - old, optimizer.parameters(after), tree)
 
-    plain, slowed = change(1.0), change(0.25)
+    plain, slowed = change(0.1), change(0.025)
     np.testing.assert_allclose(slowed["items.id.embedding"], plain["items.id.embedding"] / 4, rtol=1e-5)
     for other in ("item_bias.embedding", "dense.kernel"):
         np.testing.assert_array_equal(slowed[other], plain[other])
@@ -263,7 +263,9 @@ def test_training_with_rows_equals_training_whole_tables(table_folder: Path, ave
     task = make_task("retrieval", RunData(tiny_config(), table_folder, devices=1), [])
     parameters = jax.jit(task.init)(jax.random.key(0))
     rule, parallel = TableOptimizerConfig(eps=1e-3), DataParallel(jax.local_devices()[:1])
-    optimizer = Optimizer(optax.sgd(0.1), rule, lambda _: 0.1, task.tables, average_decay=average_decay)
+    optimizer = Optimizer(
+        optax.sgd(0.1), rule, dict.fromkeys(task.tables, lambda _: 0.1), task.tables, average_decay=average_decay
+    )
     step_fn = compile_step(task, optimizer, parallel, like=parameters)
     state, table = parallel.replicate(optimizer.init(named(parameters))), named(parameters)
     average, squares = table, {name: np.zeros(len(table[name])) for name in task.tables}

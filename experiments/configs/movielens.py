@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     stage.pairwise_weight = 2.0
     # 80,000 ratings teach too little about 1,682 items: start from who rated what, move slowly, and hide a tenth of the ids.
     stage.model.features.item_start = "spectral"
-    stage.train.optimizer.table_rate = 0.3
+    stage.train.optimizer.table_learning_rate = 1e-2
     stage.unknown_rate = 0.1
     stage.train.epochs = 30
     stage.train.patience = 6

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
         stage.train.optimizer.learning_rate = 2e-3
         # So small a log is soon learned by heart: start the items from who was shown what, and move them slowly.
         stage.model.features.item_start = "spectral"
-        stage.train.optimizer.table_rate = 0.1
+        stage.train.optimizer.table_learning_rate = 2e-4
     config.retrieval.model.item_bias = True
     config.ranking.pairwise_weight = 1.0
     config.ranking.train.average_decay = 0.98

@@ -26,8 +26,8 @@ class OptimizerConfig:
         b2: second-moment decay of AdamW.
         clip_norm: global norm to which gradients are clipped; 0 is off. Each row of a table counts once.
         tables: the rule by which rows of tables move.
-        table_rate: learning rate of the tables, biases excepted, as a share of `learning_rate`. Adam moves a row met once as far as one
-            met often; a small share keeps a small log from being learned by heart.
+        table_learning_rate: peak rate of the tables, on the same schedule; biases of one value an action move at `learning_rate`. A small
+            one keeps a small log from being learned by heart.
     """
 
     learning_rate: float = 1e-3
@@ -37,7 +37,7 @@ class OptimizerConfig:
     b2: float = 0.98
     clip_norm: float = 1.0
     tables: TableOptimizerConfig = field(default_factory=TableOptimizerConfig)
-    table_rate: float = 1.0
+    table_learning_rate: float = 0.05
 
 
 class TrainState(NamedTuple):
@@ -71,9 +71,9 @@ class Optimizer:
 
     Args:
         dense: rule of the dense weights.
-        rule: rule of the tables. rate: learning rate of the tables by step.
+        rule: rule of the tables. rates: learning rate by step of each table, by parameter name.
         spaces: id space of each table, by parameter name; the other parameters are dense.
-        table_rate, clip_norm: see `OptimizerConfig`.
+        clip_norm: see `OptimizerConfig`.
         average_decay: parameters that are evaluated and kept are an exponential moving average with this decay a step (Polyak and
             Juditsky, 1992); 0 takes the latest.
     """
@@ -82,15 +82,14 @@ class Optimizer:
         self,
         dense: optax.GradientTransformation,
         rule: TableOptimizerConfig,
-        rate: optax.Schedule,
+        rates: Mapping[str, optax.Schedule],
         spaces: Mapping[str, str],
         *,
-        table_rate: float = 1.0,
         clip_norm: float = 0.0,
         average_decay: float = 0.0,
     ) -> None:
-        self._dense, self._rule, self._rate, self._spaces = dense, rule, rate, spaces
-        self._table_rate, self._clip_norm, self._average_decay = table_rate, clip_norm, average_decay
+        self._dense, self._rule, self._rates, self._spaces = dense, rule, rates, spaces
+        self._clip_norm, self._average_decay = clip_norm, average_decay
 
     def init(self, parameters: Named) -> TrainState:
         """The state before the first step."""
@@ -124,14 +123,13 @@ class Optimizer:
         dense = optax.apply_updates(state.dense, updates)
         stored, states = {}, {}
         for name, table in state.tables.items():
-            rate = self._rate(state.step) * (1.0 if "_bias." in name else self._table_rate)
             stored[name], states[name] = tables.update(
                 self._rule,
                 table,
                 state.table_states[name],
                 ids[self._spaces[name]],
                 row_gradient[name],
-                rate,
+                self._rates[name](state.step),
                 state.step,
                 average_decay=self._average_decay,
             )
@@ -146,34 +144,24 @@ class Optimizer:
         return named | (state.average or state.dense)
 
 
-def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+def learning_rate_schedule(config: OptimizerConfig, steps: int, peak: float) -> optax.Schedule:
     """Learning rate by step, for a run of `steps`."""
     if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(
-            0.0,
-            config.learning_rate,
-            config.warmup_steps,
-            max(steps, config.warmup_steps + 1),
-            config.learning_rate / 100,
-        )
-    return optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup_steps)
+        warmup = config.warmup_steps
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), peak / 100)
+    return optax.warmup_constant_schedule(0.0, peak, config.warmup_steps)
 
 
 def make_optimizer(
     config: OptimizerConfig, steps: int, spaces: Mapping[str, str], average_decay: float = 0.0
 ) -> Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) and the tables' rule, for a run of `steps`."""
-    rate = learning_rate_schedule(config, steps)
-    dense = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices)
-    return Optimizer(
-        dense,
-        config.tables,
-        rate,
-        spaces,
-        table_rate=config.table_rate,
-        clip_norm=config.clip_norm,
-        average_decay=average_decay,
+    rate, table_rate = (
+        learning_rate_schedule(config, steps, peak) for peak in (config.learning_rate, config.table_learning_rate)
     )
+    dense = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices)
+    rates = {name: rate if "_bias." in name else table_rate for name in spaces}
+    return Optimizer(dense, config.tables, rates, spaces, clip_norm=config.clip_norm, average_decay=average_decay)
 
 
 def _matrices(parameters: Named) -> dict[str, Any]:
