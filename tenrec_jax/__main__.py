@@ -100,6 +100,11 @@ def _parser() -> argparse.ArgumentParser:
         help="share of damaged rows up to which they are left out and listed in quarantine.csv (default: none may be)",
     )
     table.add_argument(
+        "--allow_post_event_features",
+        action="store_true",
+        help="for --kind custom: let a column that is known only after the exposure, such as watching_times, be a feature",
+    )
+    table.add_argument(
         "--ids",
         choices=ID_TYPES,
         default=AUTO,
@@ -173,7 +178,12 @@ def _synth(options: argparse.Namespace) -> None:
 
 def _ingest(options: argparse.Namespace) -> None:
     how = IngestOptions(
-        _columns(options.columns), options.duplicates, options.max_bad_fraction, options.engine, options.ids
+        _columns(options.columns),
+        options.duplicates,
+        options.max_bad_fraction,
+        options.engine,
+        options.ids,
+        options.allow_post_event_features,
     )
     manifest = ingest(options.sources, options.kind, options.out, how)
     done = "written" if manifest.is_new else "holds these sources already, nothing to do"

@@ -27,6 +27,7 @@ class DataConfig:
     Attributes:
         kind: format of the source, a kind that `tenrec-jax ingest` knows.
         columns: for kind "custom", which column stands for what, as JSON: {"user": "uid", "item": "vid", "click": "watched"}.
+        allow_post_event_features: let `columns` make a feature of what is known only after the exposure.
         ids: for the kinds "custom" and "sequences": whether ids are "integer" or "text"; "auto" takes them to be what the first one is.
         duplicates: rows that equal an earlier row of the user in every column: "keep" or "drop_exact".
         max_bad_fraction: share of damaged rows above which the log is refused; those below it are left out and listed.
@@ -41,6 +42,7 @@ class DataConfig:
     path: str = ""
     columns: str = ""
     ids: Literal["auto", "integer", "text"] = "auto"
+    allow_post_event_features: bool = False
     duplicates: Literal["keep", "drop_exact"] = "keep"
     max_bad_fraction: float = 0.0
     twin_rows: int = 300_000

@@ -299,7 +299,13 @@ def ingest_options(config: DataConfig) -> IngestOptions:
     """How a run's log is taken in.
 
     Raises:
-        UserError: `columns` is not a JSON object.
+        UserError: `columns` is not a JSON object, or makes a feature of what is known only after the exposure.
     """
     columns = parse_columns(config.columns, "config.data.columns") if config.columns else None
-    return IngestOptions(columns, config.duplicates, config.max_bad_fraction, ids=config.ids)
+    return IngestOptions(
+        columns,
+        config.duplicates,
+        config.max_bad_fraction,
+        ids=config.ids,
+        allow_post_event_features=config.allow_post_event_features,
+    )

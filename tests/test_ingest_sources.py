@@ -578,3 +578,15 @@ def test_custom_kinds_have_no_columns_beyond_the_mapping():
     kind = custom_kind(CUSTOM)
     assert kind.header == tuple(CUSTOM.values())
     assert kind.actions == ("click", "like")
+
+
+@pytest.mark.parametrize("role", ["category", "gender", "age"])
+def test_what_is_known_only_after_the_exposure_is_no_feature_unless_allowed(role: str, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("uid,vid,click,watching_times\n1,5,1,2\n1,6,0,1\n")
+    columns = {"user": "uid", "item": "vid", "click": "click", role: "watching_times"}
+    with pytest.raises(UserError, match=rf"'watching_times' is known only after .* \({role}\).*allow_post_event"):
+        IngestOptions(columns)
+    allowed = IngestOptions(columns, allow_post_event_features=True)
+    assert ingest([tmp_path / "log.csv"], "custom", tmp_path / "table", allowed, progress=False).counts["rows"] == 2
+    # As a label or left out it is no feature.
+    IngestOptions({"user": "uid", "item": "vid", "click": "watching_times"})

@@ -46,7 +46,7 @@ from tenrec_jax.data.manifest import (
 )
 from tenrec_jax.data.quarantine import FILE as QUARANTINE_FILE
 from tenrec_jax.data.quarantine import Quarantine
-from tenrec_jax.data.schema import Kind, Role
+from tenrec_jax.data.schema import Kind, Role, check_features
 from tenrec_jax.data.shards import Oddities, RowOrder, flush
 from tenrec_jax.data.workspace import workspace
 from tenrec_jax.errors import UserError
@@ -67,6 +67,7 @@ class IngestOptions:
         max_bad_fraction: share of bad rows above which nothing is written; the bad rows below it are left out.
         engine: what does the work, "local" (this process) or "ray"; the table is the same, row for row.
         ids: for the kinds "custom" and "sequences": whether ids are "integer" or "text"; "auto" takes them to be what the first is.
+        allow_post_event_features: let `columns` make a feature of what is known only after the exposure, such as `watching_times`.
     """
 
     columns: Mapping[str, str] | None = None
@@ -74,6 +75,7 @@ class IngestOptions:
     max_bad_fraction: float = 0.0
     engine: str = LOCAL
     ids: str = AUTO
+    allow_post_event_features: bool = False
 
     def __post_init__(self) -> None:
         if self.duplicates not in DUPLICATES:
@@ -84,6 +86,8 @@ class IngestOptions:
             raise UserError(f"engine is {self.engine!r}; it must be one of {', '.join(ENGINES)}.")
         if self.ids not in ID_TYPES:
             raise UserError(f"ids is {self.ids!r}; it must be one of {', '.join(ID_TYPES)}.")
+        if self.columns and not self.allow_post_event_features:
+            check_features(self.columns)
 
 
 def ingest(

@@ -206,6 +206,7 @@ def kinds_with_header(header: tuple[str, ...]) -> list[str]:
 
 
 # What a column of a user's own log can be mapped to.
+_FEATURES = (Role.USER_FEATURE, Role.ITEM_FEATURE)
 _CUSTOM_ROLES = {
     "user": Column("", Role.USER, "string", form="text"),
     "item": Column("", Role.ITEM, "string", form="text"),
@@ -252,6 +253,24 @@ def custom_kind(columns: Mapping[str, str]) -> Kind:
         raise UserError(f"columns: the table has a column {taken[0]!r} of its own. Give the log's column another name.")
     mapped = tuple(replace(_CUSTOM_ROLES[role], name=name) for role, name in columns.items())
     return Kind(CUSTOM, mapped, has_exposures="click" in columns, mapped=True)
+
+
+def check_features(columns: Mapping[str, str]) -> None:
+    """Refuse a mapping that makes a feature of what is known only after the exposure, such as `watching_times`.
+
+    Args:
+        columns: as for `custom_kind`.
+
+    Raises:
+        UserError: it does.
+    """
+    known_after = {column.name for kind in KINDS.values() for column in kind.with_role(Role.POST_EXPOSURE)}
+    for role in (role for role, column in _CUSTOM_ROLES.items() if column.role in _FEATURES):
+        if columns.get(role) in known_after:
+            raise UserError(
+                f"columns: {columns[role]!r} is known only after the exposure, so as a feature ({role}) it tells the label. "
+                "Leave it out; if it is something else in your log, say allow_post_event_features."
+            )
 
 
 @dataclass(frozen=True)
