@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tenrec_jax.models.fastformer import FastformerConfig
+from tenrec_jax.models.blocks import EncoderConfig
 from tenrec_jax.models.features import FeatureConfig, Vocabulary
 from tenrec_jax.models.losses import pairwise_losses
 from tenrec_jax.models.ranker import Ranker, RankerConfig
@@ -14,7 +14,7 @@ from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
 from tenrec_jax.timeline import Events, Profile, Timeline
 
 VOCABULARY = Vocabulary(users=6, items=40, genders=3, ages=8, categories=3, actions=4)
-ENCODER = FastformerConfig(num_layers=2, width=16, num_heads=2, hidden=24, recency_bias=True)
+ENCODER = EncoderConfig(num_layers=2, width=16, num_heads=2, hidden=24, recency_bias=True)
 
 
 def timeline(length: int, *, real: int | None = None) -> Timeline:

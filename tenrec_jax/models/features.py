@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from tenrec_jax.models.fastformer import Places, places_of
+from tenrec_jax.models.blocks import Places, places_of
 from tenrec_jax.models.slots import Slots, slots_of
 from tenrec_jax.timeline import Events, Profile, Timeline
 

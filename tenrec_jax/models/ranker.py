@@ -1,4 +1,4 @@
-"""Ranking: a Fastformer over the user's timeline and the candidates, with one logit an action."""
+"""Ranking: an encoder over the user's timeline and the candidates, with one logit an action."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from tenrec_jax.models.fastformer import EncoderState, FastformerConfig, FastformerEncoder, layer_norm
+from tenrec_jax.models.blocks import EncoderConfig, EncoderState, layer_norm
+from tenrec_jax.models.encoders import make_encoder
 from tenrec_jax.models.features import (
     EventFeatures,
     FeatureConfig,
@@ -26,7 +27,7 @@ class RankerConfig:
     """Inputs and encoder of the ranking model."""
 
     features: FeatureConfig
-    encoder: FastformerConfig
+    encoder: EncoderConfig
 
 
 class UserState(NamedTuple):
@@ -49,7 +50,7 @@ class Ranker(nnx.Module):
         self.items = ItemFeatures(vocabulary, config.features, width, rngs=rngs)
         self.events = EventFeatures(vocabulary, config.features, width, rngs=rngs)
         self.dropout = nnx.Dropout(config.encoder.dropout)
-        self.encoder = FastformerEncoder(config.encoder, rngs=rngs)
+        self.encoder = make_encoder(config.encoder, config.features.max_length, rngs=rngs)
         self.output_norm = layer_norm(width, rngs)
         # Zero at first: training starts from the item biases alone.
         self.head = nnx.Linear(width, vocabulary.actions, kernel_init=nnx.initializers.zeros, rngs=rngs)
