@@ -187,15 +187,14 @@ def test_a_full_cache_answers_nan_and_never_forgets_in_silence() -> None:
         model.extend(model.start(2), tokens(1, length=5), jnp.ones((2, 5), bool))
 
 
-def norm(x: np.ndarray) -> np.ndarray:
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-
-
 @pytest.mark.parametrize("activation", ["relu", "swiglu"])
 @pytest.mark.parametrize("pre_norm", [True, False])
 def test_a_block_is_the_formula_in_float64(pre_norm: bool, activation: str) -> None:
     config = dataclasses.replace(CONFIG, pre_norm=pre_norm, activation=activation)
-    block = Block(config, SoftmaxAttention(config, 1, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
+    block = Block(config, lambda rngs: SoftmaxAttention(config, 1, rngs=rngs), rngs=nnx.Rngs(0))
+    scales = {name: jax.random.normal(jax.random.key(i), (WIDTH,)) for i, name in enumerate(("norm1", "norm2"))}
+    for name, scale_D in scales.items():
+        getattr(block, name).scale[...] = scale_D
     got, rest = block(tokens(1), lambda y: (3 * jnp.square(y), "passed on"), None)
     assert rest == "passed on"
 
@@ -208,14 +207,18 @@ def test_a_block_is_the_formula_in_float64(pre_norm: bool, activation: str) -> N
         gate = dense("gate", x)
         return dense("down", gate / (1 + np.exp(-gate)) * dense("up", x))
 
+    def norm(name: str, x: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-6) * np.asarray(scales[name])
+
     x = np.asarray(tokens(1), np.float64)
     if pre_norm:
-        x = x + 3 * norm(x) ** 2
-        expected = x + feed_forward(norm(x))
+        x = x + 3 * norm("norm1", x) ** 2
+        expected = x + feed_forward(norm("norm2", x))
     else:
-        x = norm(x + 3 * x**2)
-        expected = norm(x + feed_forward(x))
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+        x = norm("norm1", x + 3 * x**2)
+        expected = norm("norm2", x + feed_forward(x))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("attention", "length"), [("additive", 6000), ("softmax", 300)])
@@ -228,6 +231,9 @@ def test_long_timelines_stay_finite_and_bfloat16_stays_near_float32(attention: s
         outputs[dtype] = jax.jit(model.timeline)(tokens(1, 1, length), tokens(2, 1, length), places)
         assert outputs[dtype].dtype == jnp.float32
         assert bool(jnp.isfinite(outputs[dtype]).all())
+        _, state = jax.eval_shape(model.extend, model.start(1), tokens(1, 1), jnp.ones((1, LENGTH), bool))
+        summed = jnp.float32 if attention == "additive" else dtype
+        assert all(leaf.dtype == summed for leaf in jax.tree.leaves(state.memory))
     # The outputs are normalised to about 1 an entry; bfloat16 keeps 8 bits.
     difference = np.abs(outputs["bfloat16"] - outputs["float32"])
     assert 0 < difference.mean() < 0.01

@@ -14,7 +14,7 @@ from tenrec_jax.models.losses import action_losses
 ACTIONS, WIDTH = 3, 6
 CONFIG = HeadsConfig(experts=2, expert_width=5)
 X = jax.random.normal(jax.random.key(0), (2, 4, WIDTH))
-KINDS = [("shared_bottom", 1), ("mmoe", 1), ("ple", 1), ("ple", 2), ("esmm", 1)]
+KINDS = [("shared_bottom", 1), ("mmoe", 1), ("ple", 1), ("ple", 3), ("esmm", 1)]
 
 
 def trained_head(kind: str, levels: int) -> nnx.Module:
@@ -91,7 +91,7 @@ def test_a_fresh_head_leaves_the_biases_alone(kind: str, levels: int) -> None:
     np.testing.assert_array_equal(jax.jit(head)(X), np.zeros((2, 4, ACTIONS)))
 
 
-@pytest.mark.parametrize(("kind", "levels"), [("mmoe", 1), ("ple", 1), ("ple", 2)])
+@pytest.mark.parametrize(("kind", "levels"), [("mmoe", 1), ("ple", 1), ("ple", 3)])
 def test_gates_sum_to_one(kind: str, levels: int) -> None:
     head = trained_head(kind, levels)
     # Where every expert says the same, any mixture whose weights sum to one says it too.
@@ -101,7 +101,7 @@ def test_gates_sum_to_one(kind: str, levels: int) -> None:
     np.testing.assert_allclose(jax.jit(head)(X), np.broadcast_to(expected, (2, 4, ACTIONS)), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "levels"), [("mmoe", 1), ("ple", 2)])
+@pytest.mark.parametrize(("kind", "levels"), [("mmoe", 1), ("ple", 3)])
 def test_gradients_reach_every_expert_and_gate(kind: str, levels: int) -> None:
     graphdef, parameters = nnx.split(trained_head(kind, levels))
 

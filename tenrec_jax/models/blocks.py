@@ -116,6 +116,9 @@ class Attention(Protocol):
         """Each candidate attends to the memory and to itself."""
 
 
+MakeAttention = Callable[[nnx.Rngs], Attention]
+
+
 def layer_norm(width: int, rngs: nnx.Rngs, eps: float = 1e-6) -> nnx.LayerNorm:
     """LayerNorm with the two-pass variance: the fast one loses all digits where the mean is large."""
     return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
@@ -151,10 +154,10 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """Residual block: attention, then feed-forward, each with a LayerNorm before it or after the sum."""
 
-    def __init__(self, config: EncoderConfig, attention: Attention, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: EncoderConfig, attention: MakeAttention, *, rngs: nnx.Rngs) -> None:
         self.pre_norm = config.pre_norm
         self.norm1 = layer_norm(config.width, rngs)
-        self.attention = attention
+        self.attention = attention(rngs)
         self.norm2 = layer_norm(config.width, rngs) if config.feed_forward else None
         self.ffn = FeedForward(config, rngs=rngs) if config.feed_forward else None
         self.dropout = nnx.Dropout(config.dropout)
@@ -185,13 +188,13 @@ class Encoder(nnx.Module):
         attention: makes one layer's attention.
     """
 
-    def __init__(self, config: EncoderConfig, attention: Callable[[nnx.Rngs], Attention], *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: EncoderConfig, attention: MakeAttention, *, rngs: nnx.Rngs) -> None:
         self.config = config
 
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=(0,), out_axes=0)
         def stacked(rngs: nnx.Rngs) -> Block:
-            return Block(config, attention(rngs), rngs=rngs)
+            return Block(config, attention, rngs=rngs)
 
         self.blocks = stacked(rngs)
         self.final_norm = layer_norm(config.width, rngs) if config.pre_norm else None
