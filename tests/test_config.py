@@ -41,6 +41,8 @@ def changed_ranker(part: str, key: str, value: object) -> dict:
             changed_ranker("encoder", "attention", "sotfmax"),
             r"attention is 'sotfmax'; it must be one of 'additive', 'softmax'",
         ),
+        (changed_ranker("encoder", "width", 62), r"model\.encoder: width 62 is no multiple of num_heads 4"),
+        (changed_ranker("encoder", "remat", "dots"), r"model\.encoder: remat 'dots' is neither 'none' nor"),
         (changed_ranker("encoder", "dtype", "float16"), r"dtype is 'float16'; it must be one of 'float32', 'bfloat16'"),
         ({"index": {"leafs": 3}}, r"config\.index\.leafs is not a setting"),
         ({"serving": {"action_values": [1, "x"]}}, r"config\.serving\.action_values\[1\] is 'x'"),

@@ -66,6 +66,12 @@ class EncoderConfig:
     feed_forward: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is no multiple of num_heads {self.num_heads}")
+        if self.remat != NO_REMATERIALISATION and not hasattr(jax.checkpoint_policies, self.remat):
+            raise ValueError(f"remat {self.remat!r} is neither {NO_REMATERIALISATION!r} nor a jax.checkpoint_policies")
+
 
 class EncoderState(NamedTuple):
     """A context: what its attention remembers of it (leaves lead with layers and users, [L, B]), and the number of its tokens [B]."""

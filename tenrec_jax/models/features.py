@@ -83,28 +83,26 @@ class ItemFeatures(nnx.Module):
 class SinusoidalPositions(nnx.Module):
     """Sines and cosines of a place (Vaswani et al., 2017), times one learned number (Li et al., 2019, arXiv:1809.08895).
 
-    With D entries, half of them sines and half cosines,
+    With D entries, half of them sines and half cosines (one sine more where D is odd),
 
         p(t) = scale * [sin(t w_0), ..., sin(t w_{D/2-1}), cos(t w_0), ..., cos(t w_{D/2-1})],   w_i = 10000^(-2i/D).
 
     The scale starts where positions are as large as the embeddings that they are added to.
 
     Args:
-        width: D, an even number.
+        width: D.
         init_scale: standard deviation of those embeddings.
     """
 
     def __init__(self, width: int, init_scale: float) -> None:
-        if width % 2:
-            raise ValueError(f"sinusoidal positions need an even width, not {width}")
         self.width = width
         self.scale = nnx.Param(jnp.full((), init_scale * 2**0.5))
 
     def __call__(self, place: Array) -> Array:
         """Places [...], of any size, to [..., D]."""
-        rate = 10_000.0 ** (-2 / self.width * jnp.arange(self.width // 2))
+        rate = 10_000.0 ** (-2 / self.width * jnp.arange((self.width + 1) // 2))
         angle = place[..., None] * rate
-        return self.scale[...] * jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+        return self.scale[...] * jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[..., : self.width]
 
 
 class EventFeatures(nnx.Module):
