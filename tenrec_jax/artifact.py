@@ -81,7 +81,7 @@ def save_weights(path: Path, parameters: nnx.State) -> None:
     """Write parameters as safetensors, named by their dotted path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    save_file({name: np.ascontiguousarray(value) for name, value in named(parameters).items()}, temporary)
+    save_file({name: np.asarray(value, order="C") for name, value in named(parameters).items()}, temporary)
     temporary.replace(path)
 
 

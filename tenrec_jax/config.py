@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from tenrec_jax.errors import UserError
-from tenrec_jax.models.fastformer import FastformerConfig
+from tenrec_jax.models.blocks import EncoderConfig
 from tenrec_jax.models.features import FeatureConfig
 from tenrec_jax.models.ranker import RankerConfig
 from tenrec_jax.models.two_tower import TwoTowerConfig
@@ -144,7 +144,7 @@ class RunConfig:
 
 def default_config() -> RunConfig:
     """A small model that trains in minutes on two cores; config files start from it."""
-    encoder = FastformerConfig(
+    encoder = EncoderConfig(
         num_layers=2,
         width=64,
         num_heads=4,

@@ -18,6 +18,12 @@ def test_a_config_dict_is_locked() -> None:
         to_config_dict(default_config()).retreival = 1
 
 
+def changed_ranker(part: str, key: str, value: object) -> dict:
+    ranking = dataclasses.asdict(default_config().ranking)
+    ranking["model"][part][key] = value
+    return {"ranking": ranking}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -26,6 +32,18 @@ def test_a_config_dict_is_locked() -> None:
         ({"seed": True}, r"config\.seed is True, a bool"),
         ({"index": {"kind": "faiss"}}, r"index\.kind is 'faiss': choose auto, scann or exact"),
         ({"data": 3}, r"config\.data is 3"),
+        (
+            changed_ranker("heads", "kind", "mmeo"),
+            r"ranking\.model\.heads\.kind is 'mmeo'; it must be one of 'shared_bottom', 'mmoe', 'ple', 'esmm'",
+        ),
+        (changed_ranker("heads", "experts", 0), r"model\.heads: experts, expert_width and levels must be at least 1"),
+        (
+            changed_ranker("encoder", "attention", "sotfmax"),
+            r"attention is 'sotfmax'; it must be one of 'additive', 'softmax'",
+        ),
+        (changed_ranker("encoder", "width", 62), r"model\.encoder: width 62 is no multiple of num_heads 4"),
+        (changed_ranker("encoder", "remat", "dots"), r"model\.encoder: remat 'dots' is neither 'none' nor"),
+        (changed_ranker("encoder", "dtype", "float16"), r"dtype is 'float16'; it must be one of 'float32', 'bfloat16'"),
         ({"index": {"leafs": 3}}, r"config\.index\.leafs is not a setting"),
         ({"serving": {"action_values": [1, "x"]}}, r"config\.serving\.action_values\[1\] is 'x'"),
     ],

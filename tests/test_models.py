@@ -1,12 +1,19 @@
 """Both towers and the ranker as wholes."""
 
+import dataclasses
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from tenrec_jax.models.fastformer import FastformerConfig
-from tenrec_jax.models.features import FeatureConfig, Vocabulary
+from tenrec_jax import artifact
+from tenrec_jax.config import from_mapping
+from tenrec_jax.models.blocks import EncoderConfig
+from tenrec_jax.models.features import FeatureConfig, SinusoidalPositions, Vocabulary
+from tenrec_jax.models.heads import HeadsConfig
 from tenrec_jax.models.losses import pairwise_losses
 from tenrec_jax.models.ranker import Ranker, RankerConfig
 from tenrec_jax.models.slots import slots_of
@@ -14,7 +21,7 @@ from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
 from tenrec_jax.timeline import Events, Profile, Timeline
 
 VOCABULARY = Vocabulary(users=6, items=40, genders=3, ages=8, categories=3, actions=4)
-ENCODER = FastformerConfig(num_layers=2, width=16, num_heads=2, hidden=24, recency_bias=True)
+ENCODER = EncoderConfig(num_layers=2, width=16, num_heads=2, hidden=24, recency_bias=True)
 
 
 def timeline(length: int, *, real: int | None = None) -> Timeline:
@@ -48,17 +55,26 @@ def packed(of: Timeline) -> Timeline:
     return Timeline(profile, np.array([[0, length, 2 * length, 3 * length]]), Events(*map(row, of.events)))
 
 
-def ranker(positions: str, user_id: bool) -> Ranker:
+def ranker(positions: str, user_id: bool, attention: str = "additive", head: str = "shared_bottom") -> Ranker:
     features = FeatureConfig(positions=positions, user_id=user_id, max_length=12, init_scale=0.5)
-    model = Ranker(RankerConfig(features, ENCODER), VOCABULARY, rngs=nnx.Rngs(0))
-    for leaf, seed in ((model.head.kernel, 1), (model.item_bias.embedding, 2)):  # zero in a fresh model
+    encoder, heads = dataclasses.replace(ENCODER, attention=attention), HeadsConfig(head, experts=2, expert_width=8)
+    model = Ranker(RankerConfig(features, encoder, heads), VOCABULARY, rngs=nnx.Rngs(0))
+    last = model.head.towers if head in ("mmoe", "ple") else model.head
+    for leaf, seed in ((last.kernel, 1), (model.item_bias.embedding, 2)):  # zero in a fresh model
         leaf[...] = jax.random.normal(jax.random.key(seed), leaf.shape)
     return model
 
 
-@pytest.mark.parametrize(("positions", "user_id"), [("none", True), ("learned", False)])
-def test_the_ranker_serves_what_it_trains(positions: str, user_id: bool) -> None:
-    model, full = ranker(positions, user_id), timeline(12)
+@pytest.mark.parametrize(
+    ("positions", "user_id", "attention", "head"),
+    [
+        ("none", True, "additive", "shared_bottom"),
+        ("learned", False, "additive", "ple"),
+        ("sinusoidal", True, "softmax", "esmm"),
+    ],
+)
+def test_the_ranker_serves_what_it_trains(positions: str, user_id: bool, attention: str, head: str) -> None:
+    model, full = ranker(positions, user_id, attention, head), timeline(12)
     trained = jax.jit(model.timeline_logits)(full)
     item, category = full.events.item, full.events.category
 
@@ -77,7 +93,7 @@ def test_the_ranker_serves_what_it_trains(positions: str, user_id: bool) -> None
         state = extend(state, event)
 
 
-@pytest.mark.parametrize("positions", ["none", "learned"])
+@pytest.mark.parametrize("positions", ["none", "learned", "sinusoidal"])
 def test_users_packed_into_one_row_get_the_logits_and_queries_of_rows_of_their_own(positions: str) -> None:
     features = FeatureConfig(positions=positions, max_length=12, init_scale=0.5)
     model, full = ranker(positions, True), timeline(12)
@@ -137,6 +153,35 @@ def test_an_item_bias_adds_to_every_querys_score_of_that_item(similarity: str) -
         return model.queries(timeline(12)) @ model.item_vectors(item, category).T
 
     np.testing.assert_allclose(scores(biased), scores(plain) + bias[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_an_action_is_never_more_probable_than_a_click_under_esmm() -> None:
+    logits = jax.jit(ranker("none", True, head="esmm").timeline_logits)(timeline(12))
+    assert bool((logits[..., 1:] < logits[..., :1]).all())
+
+
+def test_sinusoidal_positions_are_the_formula_at_any_place() -> None:
+    place, width = np.array([[0, 1, 511, 100_000]]), 8
+    expected = np.empty((1, 4, width))
+    for i in range(width // 2):
+        angle = place / 10_000 ** (2 * i / width)
+        expected[..., i], expected[..., width // 2 + i] = np.sin(angle), np.cos(angle)
+    got = SinusoidalPositions(width, 0.02)(place)
+    np.testing.assert_allclose(got, expected * 0.02 * 2**0.5, atol=3e-4)
+    np.testing.assert_allclose(got[:, :3], expected[:, :3] * 0.02 * 2**0.5, atol=1e-6)
+    assert SinusoidalPositions(7, 0.02)(place).shape == (1, 4, 7)
+
+
+@pytest.mark.parametrize(("attention", "head"), [("softmax", "mmoe"), ("additive", "ple")])
+def test_a_models_config_and_weights_survive_their_files(attention: str, head: str, tmp_path: Path) -> None:
+    encoder = dataclasses.replace(ENCODER, attention=attention, dtype="bfloat16", activation="swiglu", pre_norm=False)
+    config = RankerConfig(FeatureConfig(positions="sinusoidal"), encoder, HeadsConfig(head, levels=2))
+    read = from_mapping(json.loads(json.dumps(dataclasses.asdict(config))), RankerConfig)
+    assert read == config
+    parameters = nnx.split(Ranker(config, VOCABULARY, rngs=nnx.Rngs(0)))[1]
+    artifact.save_weights(tmp_path / "weights.safetensors", parameters)
+    loaded = artifact.with_weights(artifact.ranker(read, VOCABULARY), tmp_path / "weights.safetensors").parameters
+    jax.tree.map(np.testing.assert_array_equal, loaded, parameters)
 
 
 def test_pairwise_loss_over_all_pairs_equals_the_plain_double_loop() -> None:

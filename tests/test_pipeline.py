@@ -228,6 +228,14 @@ def test_launch_refuses_a_misspelt_key_with_a_suggestion(tmp_path: Path) -> None
     assert "Traceback" not in result.stderr
 
 
+def test_launch_takes_heads_and_attention_from_the_command_line(tmp_path: Path) -> None:
+    model = "--config.ranking.model"
+    result = launch(f"{model}.heads.kind=mmoe", f"{model}.encoder.attention=softmax", "--dry_run", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "head/towers/kernel" in result.stdout
+    assert "attention/query_weight" not in result.stdout.partition("ranker, for a log")[2]
+
+
 def test_launch_help_teaches(tmp_path: Path) -> None:
     result = launch("--help", folder=tmp_path)
     assert result.returncode == 0

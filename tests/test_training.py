@@ -16,7 +16,7 @@ from tenrec_jax.data.protocols import Part
 from tenrec_jax.data.schema import KINDS
 from tenrec_jax.data.spectral import spectral_item_vectors
 from tenrec_jax.data.synthetic import write_twin
-from tenrec_jax.models.fastformer import FastformerConfig
+from tenrec_jax.models.blocks import EncoderConfig
 from tenrec_jax.models.features import FeatureConfig
 from tenrec_jax.models.ranker import Ranker
 from tenrec_jax.parameters import assembled, named
@@ -52,7 +52,7 @@ def many_users_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_config() -> RunConfig:
-    encoder = FastformerConfig(num_layers=1, width=8, num_heads=2, hidden=8, recency_bias=True, dropout=0.1)
+    encoder = EncoderConfig(num_layers=1, width=8, num_heads=2, hidden=8, recency_bias=True, dropout=0.1)
     features = FeatureConfig(max_length=32)
     config = default_config()
     retrieval, ranking = config.retrieval, config.ranking

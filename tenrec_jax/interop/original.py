@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from tenrec_jax.errors import UserError
 from tenrec_jax.interop.original_models import JointEncoder, JointPaperAttention, OriginalRanker, OriginalTwoTower
-from tenrec_jax.models.fastformer import ACTIVATIONS, FastformerConfig
+from tenrec_jax.models.blocks import ACTIVATIONS, EncoderConfig
 from tenrec_jax.models.features import Vocabulary
 
 Weights = Mapping[str, Any]  # name -> array of any kind that NumPy can read
@@ -168,8 +168,8 @@ def load_two_tower(weights: Weights, *, num_heads: int, temperature: float) -> O
     return _with_parameters(build, arrays)
 
 
-def _config(sizes: Mapping[str, int], width: int, activation: Literal["gelu", "relu"]) -> FastformerConfig:
-    return FastformerConfig(sizes["layers"], width, sizes["H"], sizes["F"], activation)
+def _config(sizes: Mapping[str, int], width: int, activation: Literal["gelu", "relu"]) -> EncoderConfig:
+    return EncoderConfig(sizes["layers"], width, sizes["H"], sizes["F"], activation)
 
 
 def _vocabulary(sizes: Mapping[str, int]) -> Vocabulary:

@@ -17,7 +17,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from tenrec_jax.errors import UserError
-from tenrec_jax.models.fastformer import FastformerConfig, FastformerEncoder, PaperAttention, l2_normalize, layer_norm
+from tenrec_jax.models.blocks import EncoderConfig, layer_norm
+from tenrec_jax.models.fastformer import FastformerEncoder, PaperAttention, l2_normalize
 from tenrec_jax.models.features import Vocabulary
 
 
@@ -32,7 +33,7 @@ class Input(NamedTuple):
 class JointEncoder(nnx.Module):
     """The encoder in its joint mode. A row that is all padding pools uniformly over its tokens."""
 
-    def __init__(self, config: FastformerConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
         self.encoder = FastformerEncoder(config, rngs=rngs)
 
     def __call__(self, x: ArrayLike, padding_mask: ArrayLike | None = None) -> Array:
@@ -97,7 +98,7 @@ class OriginalRanker(nnx.Module):
     are always real, a candidate with id 0 included. An empty history needs no fall-back: user and candidates remain.
     """
 
-    def __init__(self, config: FastformerConfig, vocabulary: Vocabulary, positions: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: EncoderConfig, vocabulary: Vocabulary, positions: int, *, rngs: nnx.Rngs) -> None:
         width = config.width
         self.user_embedding = nnx.Embed(vocabulary.users, width, rngs=rngs)
         self.item_embedding = nnx.Embed(vocabulary.items, width, rngs=rngs)
@@ -171,7 +172,7 @@ class OriginalUserTower(nnx.Module):
     token is the padding item's embedding beside the projection of its actions.
     """
 
-    def __init__(self, config: FastformerConfig, vocabulary: Vocabulary, positions: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: EncoderConfig, vocabulary: Vocabulary, positions: int, *, rngs: nnx.Rngs) -> None:
         width = config.width // 2
         self.user_embedding = nnx.Embed(vocabulary.users, width, rngs=rngs)
         self.gender_embedding = nnx.Embed(vocabulary.genders, width, rngs=rngs)
@@ -221,7 +222,7 @@ class OriginalTwoTower(nnx.Module):
 
     def __init__(
         self,
-        config: FastformerConfig,
+        config: EncoderConfig,
         vocabulary: Vocabulary,
         positions: int,
         item_hidden: int,

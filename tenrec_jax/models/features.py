@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from tenrec_jax.models.fastformer import Places, places_of
+from tenrec_jax.models.blocks import Places, places_of
 from tenrec_jax.models.slots import Slots, slots_of
 from tenrec_jax.timeline import Events, Profile, Timeline
 
@@ -36,7 +36,8 @@ class FeatureConfig:
 
     Attributes:
         user_id: embed the user's id; off where a user is nothing but their history.
-        positions: "learned" adds an embedding of the event's place in the timeline, "none" leaves order to the recency bias.
+        positions: what is added for an event's place in the timeline: "learned" embeddings, "sinusoidal" ones (see `SinusoidalPositions`),
+            which no length bounds, or "none", which leaves order to the recency bias.
         max_length: events a timeline may hold; the size of the learned position table.
         init_scale: standard deviation of the embeddings at initialisation.
         item_start: what training starts the items' embeddings from: "normal" draws like the rest, or "spectral", vectors of length one of
@@ -44,7 +45,7 @@ class FeatureConfig:
     """
 
     user_id: bool = True
-    positions: Literal["none", "learned"] = "none"
+    positions: Literal["none", "learned", "sinusoidal"] = "none"
     max_length: int = 512
     init_scale: float = 0.02
     item_start: Literal["normal", "spectral"] = "normal"
@@ -79,6 +80,31 @@ class ItemFeatures(nnx.Module):
         return self.id(item) + self.category(category)
 
 
+class SinusoidalPositions(nnx.Module):
+    """Sines and cosines of a place (Vaswani et al., 2017), times one learned number (Li et al., 2019, arXiv:1809.08895).
+
+    With D entries, half of them sines and half cosines (one sine more where D is odd),
+
+        p(t) = scale * [sin(t w_0), ..., sin(t w_{D/2-1}), cos(t w_0), ..., cos(t w_{D/2-1})],   w_i = 10000^(-2i/D).
+
+    The scale starts where positions are as large as the embeddings that they are added to.
+
+    Args:
+        width: D.
+        init_scale: standard deviation of those embeddings.
+    """
+
+    def __init__(self, width: int, init_scale: float) -> None:
+        self.width = width
+        self.scale = nnx.Param(jnp.full((), init_scale * 2**0.5))
+
+    def __call__(self, place: Array) -> Array:
+        """Places [...], of any size, to [..., D]."""
+        rate = 10_000.0 ** (-2 / self.width * jnp.arange((self.width + 1) // 2))
+        angle = place[..., None] * rate
+        return self.scale[...] * jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[..., : self.width]
+
+
 class EventFeatures(nnx.Module):
     """What turns an item's vector into a token of the timeline: the user's actions on it, or "not acted on yet", and its position."""
 
@@ -86,9 +112,8 @@ class EventFeatures(nnx.Module):
         init = nnx.initializers.normal(config.init_scale)
         self.action = nnx.Linear(vocabulary.actions, width, kernel_init=init, rngs=rngs)
         self.target = nnx.Param(init(rngs.params(), (width,), jnp.float32))
-        learned = config.positions == "learned"
-        # Row 0 is the first event's; the user token has none.
-        self.position = nnx.Embed(config.max_length + 1, width, embedding_init=init, rngs=rngs) if learned else None
+        # Place 0 is the first event's; the user token has none.
+        self.position = _positions(config, width, rngs)
 
     def context(self, item_BTD: Array, action_BTA: Array, place_BT: Array) -> Array:
         """Events whose actions are known; `place_BT` is each one's place in its timeline, from 0. Returns [B, T, D]."""
@@ -100,6 +125,13 @@ class EventFeatures(nnx.Module):
 
     def _placed(self, token: Array, place: Array) -> Array:
         return token if self.position is None else token + self.position(place)
+
+
+def _positions(config: FeatureConfig, width: int, rngs: nnx.Rngs) -> nnx.Embed | SinusoidalPositions | None:
+    if config.positions == "learned":
+        init = nnx.initializers.normal(config.init_scale)
+        return nnx.Embed(config.max_length + 1, width, embedding_init=init, rngs=rngs)
+    return SinusoidalPositions(width, config.init_scale) if config.positions == "sinusoidal" else None
 
 
 class ContextTokens(NamedTuple):

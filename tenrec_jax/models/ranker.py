@@ -1,6 +1,6 @@
-"""Ranking: a Fastformer over the user's timeline and the candidates, with one logit an action."""
+"""Ranking: an encoder over the user's timeline and the candidates, with one logit an action."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from tenrec_jax.models.fastformer import EncoderState, FastformerConfig, FastformerEncoder, layer_norm
+from tenrec_jax.models.blocks import EncoderConfig, EncoderState, layer_norm
+from tenrec_jax.models.encoders import make_encoder
 from tenrec_jax.models.features import (
     EventFeatures,
     FeatureConfig,
@@ -18,19 +19,21 @@ from tenrec_jax.models.features import (
     context_tokens,
     event_tokens,
 )
+from tenrec_jax.models.heads import HeadsConfig, action_logits, make_head
 from tenrec_jax.timeline import Events, Profile, Timeline
 
 
 @dataclass(frozen=True)
 class RankerConfig:
-    """Inputs and encoder of the ranking model."""
+    """Inputs, encoder and heads of the ranking model."""
 
     features: FeatureConfig
-    encoder: FastformerConfig
+    encoder: EncoderConfig
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
 
 
 class UserState(NamedTuple):
-    """All that scoring needs of users, in constant size: the encoder's pools and the users' biases [B, A]."""
+    """All that scoring needs of users: the encoder's state, of constant size, and the users' biases [B, A]."""
 
     encoder: EncoderState
     bias_BA: Array
@@ -49,10 +52,10 @@ class Ranker(nnx.Module):
         self.items = ItemFeatures(vocabulary, config.features, width, rngs=rngs)
         self.events = EventFeatures(vocabulary, config.features, width, rngs=rngs)
         self.dropout = nnx.Dropout(config.encoder.dropout)
-        self.encoder = FastformerEncoder(config.encoder, rngs=rngs)
+        self.encoder = make_encoder(config.encoder, config.features.max_length, rngs=rngs)
         self.output_norm = layer_norm(width, rngs)
-        # Zero at first: training starts from the item biases alone.
-        self.head = nnx.Linear(width, vocabulary.actions, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.heads, self.actions = config.heads, vocabulary.actions
+        self.head = make_head(config.heads, width, vocabulary.actions, rngs=rngs)
         # The wide part: what items and users tend to do anyway, which the encoder need not spend its width on.
         zeros = nnx.initializers.zeros
         self.item_bias = nnx.Embed(vocabulary.items, vocabulary.actions, embedding_init=zeros, rngs=rngs)
@@ -108,8 +111,9 @@ class Ranker(nnx.Module):
 
     def _bias(self, profile: Profile) -> Array:
         if self.user_bias is None:
-            return jnp.zeros((*profile.user.shape, self.head.out_features))
+            return jnp.zeros((*profile.user.shape, self.actions))
         return self.user_bias(profile.user)
 
     def _logits(self, x_BCD: Array, item_BC: Array, bias_BCA: Array) -> Array:
-        return self.head(self.output_norm(x_BCD)) + self.item_bias(item_BC) + bias_BCA
+        head_BCA = self.head(self.output_norm(x_BCD))
+        return action_logits(self.heads, head_BCA + self.item_bias(item_BC) + bias_BCA)

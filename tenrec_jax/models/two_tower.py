@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from tenrec_jax.models.fastformer import EncoderState, FastformerConfig, FastformerEncoder, l2_normalize
+from tenrec_jax.models.blocks import EncoderConfig, EncoderState
+from tenrec_jax.models.encoders import make_encoder
+from tenrec_jax.models.fastformer import l2_normalize
 from tenrec_jax.models.features import (
     EventFeatures,
     FeatureConfig,
@@ -33,14 +35,14 @@ class TwoTowerConfig:
     """
 
     features: FeatureConfig
-    encoder: FastformerConfig
+    encoder: EncoderConfig
     similarity: Literal["dot", "cosine"] = "dot"
     temperature: float = 0.07
     item_bias: bool = False
 
 
 class QueryState(NamedTuple):
-    """Users in constant size: the encoder's pools, and the query [B, D] for what comes next."""
+    """Users in constant size: the encoder's state, and the query [B, D] for what comes next."""
 
     encoder: EncoderState
     query_BD: Array
@@ -60,7 +62,7 @@ class TwoTower(nnx.Module):
         self.items = ItemFeatures(vocabulary, config.features, width, rngs=rngs)
         self.events = EventFeatures(vocabulary, config.features, width, rngs=rngs)
         self.dropout = nnx.Dropout(config.encoder.dropout)
-        self.encoder = FastformerEncoder(config.encoder, rngs=rngs)
+        self.encoder = make_encoder(config.encoder, config.features.max_length, rngs=rngs)
         zeros = nnx.initializers.zeros
         self.item_bias = nnx.Embed(vocabulary.items, 1, embedding_init=zeros, rngs=rngs) if config.item_bias else None
 

@@ -11,6 +11,7 @@ from flax import nnx
 from tenrec_jax.data.batches import TimelineBatches
 from tenrec_jax.data.sampling import ItemSampler, NegativeSampler
 from tenrec_jax.models.features import ItemFeatures, Vocabulary
+from tenrec_jax.models.heads import HeadsConfig, modelled_rates
 from tenrec_jax.models.losses import action_losses, pairwise_losses, sampled_softmax
 from tenrec_jax.models.ranker import Ranker, RankerConfig
 from tenrec_jax.models.slots import slots_of
@@ -164,7 +165,7 @@ class RankingTask:
         self.graphdef = nnx.split(nnx.eval_shape(lambda: self._make(0)))[0]
         self._vocabulary, self._batches, self._weight_A = vocabulary, batches, jnp.asarray(action_weights)
         self._pairwise_weight = pairwise_weight
-        self._item_logit, user_logit = _start_logit(item_rate), _start_logit(user_rate)
+        self._item_logit, user_logit = (_start_logit(config.heads, rate) for rate in (item_rate, user_rate))
         self._user_logit = user_logit - user_logit[0]
         self.tables = _tables(nnx.eval_shape(lambda: self.init(jax.random.key(0))))
         self.steps_per_epoch = batches.steps_per_epoch
@@ -211,10 +212,14 @@ def _stretch(batch: ScoredTimelines, process_index: int, process_count: int) -> 
     return jax.tree.map(lambda x: x[process_index * share : (process_index + 1) * share], batch)
 
 
-def _start_logit(rate: np.ndarray) -> np.ndarray:
-    """The logit of a rate. An action that the training rows never or always show starts as rare or usual, which it can unlearn."""
-    rate = np.clip(rate, RAREST, 1 - RAREST)
+def _start_logit(heads: HeadsConfig, rate: np.ndarray) -> np.ndarray:
+    """The biases at which a model starts from rates. What the training rows never or always show starts as rare or usual."""
+    rate = _moderate(modelled_rates(heads, _moderate(rate)))
     return np.log(rate) - np.log1p(-rate)
+
+
+def _moderate(rate: np.ndarray) -> np.ndarray:
+    return np.clip(rate, RAREST, 1 - RAREST)
 
 
 def _start_items(items: ItemFeatures, start_ND: np.ndarray | None) -> None:
