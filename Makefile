@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 demo: venv  ## the quick start: synthetic log in, recommender and report out
 	$(BIN)/python experiments/launch.py
 
-test: venv  ## the test suite
-	$(BIN)/python -m pytest
+test: venv  ## the test suite, on two cores
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 test-slow: venv  ## the long proofs as well
 	$(BIN)/python -m pytest -m "slow or not slow"
