@@ -206,6 +206,6 @@ def training_step(
         value.backward()
         nn.utils.clip_grad_norm_(ranker.parameters(), 1.0)
         optimizer.step()
-        return float(value)
+        return value.item()
 
     return step
