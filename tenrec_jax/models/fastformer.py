@@ -26,10 +26,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from tenrec_jax.models.dense import LayerNorm, Linear, together
 from tenrec_jax.models.pooling import MASKED, Pool, empty_pool, merge, prefix_pools, token_pool
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    # `jax.nn.gelu` goes through erfc, which costs twice as much and differs by rounding.
+    "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5)),
     "relu": jax.nn.relu,
 }
 NO_REMATERIALISATION = "none"
@@ -99,9 +101,9 @@ def places_of(mask_BT: Array, first_BT: Array | None = None) -> Places:
     return Places(mask_BT, jnp.cumsum(first_BT, axis=1, dtype=jnp.int32) - 1, count_BT - before_BT - 1)
 
 
-def layer_norm(width: int, rngs: nnx.Rngs, eps: float = 1e-6) -> nnx.LayerNorm:
+def layer_norm(width: int, rngs: nnx.Rngs, eps: float = 1e-6) -> LayerNorm:
     """LayerNorm with the two-pass variance: the fast one loses all digits where the mean is large."""
-    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
+    return LayerNorm(width, epsilon=eps, rngs=rngs)
 
 
 def l2_normalize(x: Array, eps: float = 1e-6) -> Array:
@@ -115,46 +117,58 @@ class AdditiveAttention(nnx.Module):
     def __init__(self, config: FastformerConfig, *, rngs: nnx.Rngs) -> None:
         width, heads = config.width, config.num_heads
         self.heads, self.normalize, self.recency_bias = heads, config.normalize, config.recency_bias
-        self.query = nnx.Linear(width, width, rngs=rngs)
-        self.key = nnx.Linear(width, width, rngs=rngs)
-        self.value = nnx.Linear(width, width, rngs=rngs)
-        self.query_weight = nnx.Linear(width, heads, rngs=rngs)
-        self.key_weight = nnx.Linear(width, heads, rngs=rngs)
-        self.out_proj = nnx.Linear(width, width, rngs=rngs)
+        self.query = Linear(width, width, rngs=rngs)
+        self.key = Linear(width, width, rngs=rngs)
+        self.value = Linear(width, width, rngs=rngs)
+        self.query_weight = Linear(width, heads, rngs=rngs)
+        self.key_weight = Linear(width, heads, rngs=rngs)
+        self.out_proj = Linear(width, width, rngs=rngs)
         if config.recency_bias:
             # One time scale a head to begin with: from the last few events to about a hundred.
             self.recency_rate = nnx.Param(jnp.geomspace(0.5, 0.01, heads) if heads > 1 else jnp.full((1,), 0.1))
 
     def joint(self, x_BTD: Array, mask_BT: Array) -> Array:
         """Every token pools over all tokens, with the numerical guards of the original system. Returns [B, T, D]."""
-        query_BTHE, key_BTHE, value_BTHE = self._heads(x_BTD)
-        query_BHE = self._normalized(_guarded_pool(self.query_weight(x_BTD), query_BTHE, mask_BT))
-        key_BHE = _guarded_pool(self.key_weight(x_BTD), key_BTHE * query_BHE[:, None], mask_BT)
-        key_BHE = self._normalized(key_BHE)
+        batch, length, width = x_BTD.shape
+        both = together(x_BTD, self.query, self.value, self.query_weight, self.key_weight)
+        query_BTD, value_BTD, logit_BTG = jnp.split(both, [width, 2 * width], axis=-1)
+        # Weights are at least 1e-9 and not renormalised. A projection of the pooled tokens is the pool of their projections.
+        weight_BTG = jax.nn.softmax(jnp.where(mask_BT[..., None], logit_BTG, -1e4), axis=1)
+        weight_BTG = jnp.maximum(weight_BTG, 1e-9)
+        pooled_BGD, total_BG = jnp.einsum("btg,btd->bgd", weight_BTG, x_BTD), weight_BTG.sum(1)
+
+        def project(layer: Linear, heads: slice) -> Array:
+            kernel_DHE = layer.kernel[...].reshape(width, self.heads, -1)
+            bias_HE = layer.bias[...].reshape(self.heads, -1)
+            pooled_BHE = jnp.einsum("bhd,dhe->bhe", pooled_BGD[:, heads], kernel_DHE)
+            return pooled_BHE + total_BG[:, heads, None] * bias_HE
+
+        query_BHE = self._normalized(project(self.query, slice(None, self.heads)))
+        key_BHE = self._normalized(query_BHE * project(self.key, slice(self.heads, None)))
+        value_BTHE, query_BTHE = (x.reshape(batch, length, self.heads, -1) for x in (value_BTD, query_BTD))
         return jnp.clip(self._output(value_BTHE, key_BHE[:, None], query_BTHE), -100.0, 100.0)
 
     def context(self, x_BTD: Array, places: Places, start: Pool) -> tuple[Array, Pool]:
         """Events pool over `start` and their prefix. Returns the outputs [B, T, D] and the pools of every prefix, leading with [B, T]."""
-        query_BTHE, key_BTHE, value_BTHE = self._heads(x_BTD)
+        query_and_key_BTGE, value_BTHE = self._heads(x_BTD)
         logit_BTG = jnp.where(places.mask[..., None], self._logits(x_BTD, places.position), MASKED)
-        pools = prefix_pools(logit_BTG, jnp.concatenate([query_BTHE, key_BTHE], axis=-2), start, places.segment)
-        return self._output(value_BTHE, self._global_key(pools), query_BTHE), pools
+        pools = prefix_pools(logit_BTG, query_and_key_BTGE, start, places.segment)
+        return self._output(value_BTHE, self._global_key(pools), query_and_key_BTGE[..., : self.heads, :]), pools
 
     def isolated(self, x_BCD: Array, position_BC: Array, context: Pool) -> Array:
         """Each candidate pools over its context and itself. `context` leads with dimensions that broadcast to [B, C]."""
-        query_BCHE, key_BCHE, value_BCHE = self._heads(x_BCD)
-        own = token_pool(self._logits(x_BCD, position_BC), jnp.concatenate([query_BCHE, key_BCHE], axis=-2))
-        return self._output(value_BCHE, self._global_key(merge(context, own)), query_BCHE)
+        query_and_key_BCGE, value_BCHE = self._heads(x_BCD)
+        own = token_pool(self._logits(x_BCD, position_BC), query_and_key_BCGE)
+        return self._output(value_BCHE, self._global_key(merge(context, own)), query_and_key_BCGE[..., : self.heads, :])
 
-    def _heads(self, x: Array) -> tuple[Array, Array, Array]:
-        def split(y: Array) -> Array:
-            return y.reshape(*y.shape[:-1], self.heads, -1)
-
-        return split(self.query(x)), split(self.key(x)), split(self.value(x))
+    def _heads(self, x: Array) -> tuple[Array, Array]:
+        """Queries and, after them, keys [..., 2H, E], and values [..., H, E]."""
+        query_and_key, value = together(x, self.query, self.key), self.value(x)
+        return query_and_key.reshape(*x.shape[:-1], 2 * self.heads, -1), value.reshape(*x.shape[:-1], self.heads, -1)
 
     def _logits(self, x: Array, position: Array) -> Array:
         """Pooling logits [..., 2H]: of the queries' pools, then of the keys'."""
-        logit = jnp.concatenate([self.query_weight(x), self.key_weight(x)], axis=-1)
+        logit = together(x, self.query_weight, self.key_weight)
         return logit + position[..., None] * jnp.tile(self.recency_rate[...], 2) if self.recency_bias else logit
 
     def _normalized(self, x: Array) -> Array:
@@ -167,12 +181,6 @@ class AdditiveAttention(nnx.Module):
     def _output(self, value: Array, key: Array, query: Array) -> Array:
         mixed = value * key + query
         return self.out_proj(mixed.reshape(*mixed.shape[:-2], -1))
-
-
-def _guarded_pool(logit_BTH: Array, value_BTHE: Array, mask_BT: Array) -> Array:
-    """The original system's pool: masked logits are -1e4, weights are at least 1e-9 and not renormalised. Returns [B, H, E]."""
-    weight_BTH = jax.nn.softmax(jnp.where(mask_BT[..., None], logit_BTH, -1e4), axis=1)
-    return jnp.einsum("bth,bthe->bhe", jnp.maximum(weight_BTH, 1e-9), value_BTHE)
 
 
 class PaperAttention(nnx.Module):
@@ -214,8 +222,8 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: FastformerConfig, *, rngs: nnx.Rngs) -> None:
         self.activation = config.activation
-        self.up = nnx.Linear(config.width, config.hidden, rngs=rngs)
-        self.down = nnx.Linear(config.hidden, config.width, rngs=rngs)
+        self.up = Linear(config.width, config.hidden, rngs=rngs)
+        self.down = Linear(config.hidden, config.width, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(self, x: Array, rngs: nnx.Rngs | None) -> Array:
