@@ -175,12 +175,13 @@ def joint_step(joint: Joint, items: int) -> Step:
 
     def total(parameters: nnx.State, rows: tuple[RankerInputs, jax.Array]) -> jax.Array:
         logit_BCA = nnx.merge(graphdef, parameters, positions).forward(rows[0])["logits"]
-        return action_losses(logit_BCA, rows[1], jnp.ones(rows[1].shape[:2], bool)).sum()
+        losses_A = action_losses(logit_BCA, rows[1], jnp.ones(rows[1].shape[:2], bool))
+        # Divided here, not in the gradient, which may be larger than the activations.
+        return losses_A.sum() / label_BCA.size
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def update(parameters: nnx.State, state: optax.OptState, batch: RankerInputs, label_BCA: jax.Array) -> tuple:
         loss, gradient = in_slices(total, parameters, (batch, label_BCA), joint.rows // joint.slice)
-        loss, gradient = jax.tree.map(lambda x: x / label_BCA.size, (loss, gradient))
         updates, state = optimizer.update(gradient, state, parameters)
         return optax.apply_updates(parameters, updates), state, loss
 
