@@ -1,7 +1,11 @@
 """What the benchmarks share: measuring in fresh processes, turn by turn, and a table of ratios against bars.
 
-A measurement runs in a process of its own, so that its peak memory is its own and nothing is warm; ours and the rival's take turns
-(A B A B), and medians are compared. An absolute time means little on a shared machine; a ratio from the same minutes does.
+Ours and the rival's take turns (A B A B), and medians are compared. An absolute time means little on a shared machine; a ratio from the
+same minutes does. Where peak memory counts, or nothing may be warm, each measurement runs in a process of its own (`measure`); steps of
+training or scoring take turns in one process (`median_milliseconds`).
+
+PyTorch's threads spin while they wait for each other, which a busy neighbour turns into seconds: the default clock of steps is therefore
+CPU time on one core. `--wall` measures elapsed time on all cores, for a machine that does nothing else.
 """
 
 import argparse
@@ -10,12 +14,17 @@ import json
 import multiprocessing
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+
+WARM_UP = 2
+Clock = Callable[[], float]
+Step = Callable[[int], Any]
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,40 @@ def parser(description: str) -> argparse.ArgumentParser:
     options.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     options.add_argument("--rounds", type=int, default=3, help="measurements of each side (default: %(default)s)")
     return options
+
+
+def median_milliseconds(steps: Sequence[Step], rounds: int, clock: Clock) -> list[float]:
+    """One step of each side in every round; the first rounds, which compile and allocate, do not count."""
+    measured: list[list[float]] = [[] for _ in steps]
+    for turn in range(WARM_UP + rounds):
+        for step, times in zip(steps, measured, strict=True):
+            began = clock()
+            step(turn)
+            times.append(1e3 * (clock() - began))
+    return [median(times[WARM_UP:]) for times in measured]
+
+
+def timed_parser(description: str) -> argparse.ArgumentParser:
+    """The options of a benchmark that times steps."""
+    options = parser(description)
+    options.add_argument("--wall", action="store_true", help="elapsed time on all cores, not CPU time on one")
+    return options
+
+
+def start_clock(*, wall: bool) -> Clock:
+    """The clock to measure with, named on standard output; keeps the process to one core unless `wall`. To be called before JAX starts."""
+    cores = os.sched_getaffinity(0)
+    if wall:
+        clock, name = time.perf_counter, f"elapsed time on {len(cores)} cores"
+    else:
+        import torch
+
+        # Before the first computation: the thread pools are made then.
+        os.sched_setaffinity(0, {max(cores)})
+        torch.set_num_threads(1)
+        clock, name = time.process_time, f"CPU time on core {max(cores)}"
+    sys.stdout.write(f"{name}; load of the machine in the last minute: {os.getloadavg()[0]:.1f}\n")
+    return clock
 
 
 def report(results: Sequence[Result], json_file: Path | None) -> None:

@@ -13,28 +13,22 @@ variable GLIBC_TUNABLES=glibc.malloc.hugetlb=1, set before Python starts, gives 
 Bars: 30 times dense AdamW with 4,096 ids and 8 times with 18,000; level with SparseAdam.
 """
 
-import argparse
 import functools
-import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from statistics import median
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from harness import Result, parser, report
+from harness import WARM_UP, Clock, Result, Step, median_milliseconds, report, start_clock, timed_parser
 
 from tenrec_jax.training import tables
 from tenrec_jax.training.tables import TableOptimizerConfig
 
-WIDTH, RATE, WARM_UP = 64, 0.01, 2
+WIDTH, RATE = 64, 0.01
 KINDS = (TableOptimizerConfig("rowwise_adagrad"), TableOptimizerConfig("lazy_adam", b2=0.999))
-Clock = Callable[[], float]
-Step = Callable[[int], None]
 
 
 class Sizes(NamedTuple):
@@ -134,17 +128,6 @@ def sparse_adam(batches: Batches) -> Step:
     return step
 
 
-def median_milliseconds(steps: Sequence[Step], rounds: int, clock: Clock) -> list[float]:
-    """One step of each side in every round; the first rounds, which compile and allocate, do not count."""
-    measured: list[list[float]] = [[] for _ in steps]
-    for turn in range(WARM_UP + rounds):
-        for step, times in zip(steps, measured, strict=True):
-            began = clock()
-            step(turn)
-            times.append(1e3 * (clock() - began))
-    return [median(times[WARM_UP:]) for times in measured]
-
-
 def update_alone(sizes: Sizes, rounds: int, clock: Clock) -> list[Result]:
     """One update of one table, by both of our rules and both rivals."""
     results = []
@@ -177,28 +160,13 @@ def growth(sizes: Sizes, rounds: int, clock: Clock) -> list[Result]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the JSON."""
-    options = parser("Row-wise updates of an embedding table against dense and sparse optimisers.")
-    options.add_argument("--wall", action="store_true", help="elapsed time on all cores, not CPU time on one")
+    options = timed_parser("Row-wise updates of an embedding table against dense and sparse optimisers.")
     options.set_defaults(rounds=21)
     chosen = options.parse_args(arguments)
     sizes, rounds = (QUICK, 3) if chosen.quick else (FULL, chosen.rounds)
-    sys.stdout.write(f"{_prepare_clock(chosen)}; load of the machine in the last minute: {os.getloadavg()[0]:.1f}\n")
-    clock = time.perf_counter if chosen.wall else time.process_time
+    clock = start_clock(wall=chosen.wall)
     report([*update_alone(sizes, rounds, clock), *growth(sizes, rounds, clock)], chosen.json)
     return 0
-
-
-def _prepare_clock(chosen: argparse.Namespace) -> str:
-    """Keep to one core unless elapsed time is asked for; says which time is measured."""
-    cores = os.sched_getaffinity(0)
-    if chosen.wall:
-        return f"elapsed time on {len(cores)} cores"
-    import torch
-
-    # Before the first computation: the thread pools are made then.
-    os.sched_setaffinity(0, {max(cores)})
-    torch.set_num_threads(1)
-    return f"CPU time on core {max(cores)}"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from flax import nnx
 from jax import Array
 
 from tenrec_jax.models.blocks import Block, Encoder, EncoderConfig, Places, initial_recency_rates, split_heads
+from tenrec_jax.models.dense import Linear, together
 from tenrec_jax.models.pooling import MASKED, Pool, empty_pool, merge, prefix_pools, token_pool
 
 
@@ -34,22 +35,33 @@ class AdditiveAttention(nnx.Module):
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
         width, heads, dtype = config.width, config.num_heads, jnp.dtype(config.dtype)
         self.width, self.heads, self.normalize, self.recency_bias = width, heads, config.normalize, config.recency_bias
-        self.query = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.key = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.value = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.query = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.key = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.value = Linear(width, width, dtype=dtype, rngs=rngs)
         # Pooling logits are exponentiated and cost next to nothing: float32 always.
-        self.query_weight = nnx.Linear(width, heads, rngs=rngs)
-        self.key_weight = nnx.Linear(width, heads, rngs=rngs)
-        self.out_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.query_weight = Linear(width, heads, rngs=rngs)
+        self.key_weight = Linear(width, heads, rngs=rngs)
+        self.out_proj = Linear(width, width, dtype=dtype, rngs=rngs)
         if config.recency_bias:
             self.recency_rate = nnx.Param(initial_recency_rates(heads))
 
     def joint(self, x_BTD: Array, mask_BT: Array) -> Array:
         """Every token pools over all tokens, with the numerical guards of the original system. Returns [B, T, D]."""
-        query_BTHE, key_BTHE, value_BTHE = self._heads(x_BTD)
-        query_BHE = self._normalized(_guarded_pool(self.query_weight(x_BTD), query_BTHE, mask_BT))
-        key_BHE = _guarded_pool(self.key_weight(x_BTD), key_BTHE * query_BHE[:, None], mask_BT)
-        key_BHE = self._normalized(key_BHE)
+        both = together(x_BTD, self.query, self.value, self.query_weight, self.key_weight)
+        query_BTD, value_BTD, logit_BTG = jnp.split(both, [self.width, 2 * self.width], axis=-1)
+        # Weights are at least 1e-9 and not renormalised. A projection of the pooled tokens is the pool of their projections.
+        weight_BTG = jax.nn.softmax(jnp.where(mask_BT[..., None], logit_BTG, -1e4), axis=1)
+        weight_BTG = jnp.maximum(weight_BTG, 1e-9)
+        pooled_BGD, total_BG = jnp.einsum("btg,btd->bgd", weight_BTG, x_BTD), weight_BTG.sum(1)
+
+        def project(layer: Linear, heads: slice) -> Array:
+            kernel_DHE = split_heads(layer.kernel[...], self.heads)
+            pooled_BHE = jnp.einsum("bhd,dhe->bhe", pooled_BGD[:, heads], kernel_DHE)
+            return pooled_BHE + total_BG[:, heads, None] * split_heads(layer.bias[...], self.heads)
+
+        query_BHE = self._normalized(project(self.query, slice(None, self.heads)))
+        key_BHE = self._normalized(query_BHE * project(self.key, slice(self.heads, None)))
+        value_BTHE, query_BTHE = split_heads(value_BTD, self.heads), split_heads(query_BTD, self.heads)
         return jnp.clip(self._output(value_BTHE, key_BHE[:, None], query_BTHE), -100.0, 100.0)
 
     def start(self, shape: tuple[int, ...]) -> Pool:
@@ -71,23 +83,24 @@ class AdditiveAttention(nnx.Module):
         return self._over_pool_and_self(x_BCD, position_BC, jax.tree.map(lambda leaf: leaf[:, None], memory))
 
     def _over_prefixes(self, x_BTD: Array, places: Places, start: Pool) -> tuple[Array, Pool]:
-        query_BTHE, key_BTHE, value_BTHE = self._heads(x_BTD)
+        query_and_key_BTGE, value_BTHE = self._heads(x_BTD)
         logit_BTG = jnp.where(places.mask[..., None], self._logits(x_BTD, places.position), MASKED)
-        pools = prefix_pools(logit_BTG, _pooled_values(query_BTHE, key_BTHE), start, places.segment)
-        return self._output(value_BTHE, self._global_key(pools), query_BTHE), pools
+        pools = prefix_pools(logit_BTG, query_and_key_BTGE.astype(jnp.float32), start, places.segment)
+        return self._output(value_BTHE, self._global_key(pools), query_and_key_BTGE[..., : self.heads, :]), pools
 
     def _over_pool_and_self(self, x: Array, position: Array, pool: Pool) -> Array:
-        query, key, value = self._heads(x)
-        own = token_pool(self._logits(x, position), _pooled_values(query, key))
-        return self._output(value, self._global_key(merge(pool, own)), query)
+        query_and_key, value = self._heads(x)
+        own = token_pool(self._logits(x, position), query_and_key.astype(jnp.float32))
+        return self._output(value, self._global_key(merge(pool, own)), query_and_key[..., : self.heads, :])
 
-    def _heads(self, x: Array) -> tuple[Array, Array, Array]:
-        query, key, value = (split_heads(project(x), self.heads) for project in (self.query, self.key, self.value))
-        return query, key, value
+    def _heads(self, x: Array) -> tuple[Array, Array]:
+        """Queries and, after them, keys [..., 2H, E], and values [..., H, E]. Pools sum the former in float32."""
+        query_and_key, value = together(x, self.query, self.key), self.value(x)
+        return split_heads(query_and_key, 2 * self.heads), split_heads(value, self.heads)
 
     def _logits(self, x: Array, position: Array) -> Array:
         """Pooling logits [..., 2H]: of the queries' pools, then of the keys'."""
-        logit = jnp.concatenate([self.query_weight(x), self.key_weight(x)], axis=-1)
+        logit = together(x, self.query_weight, self.key_weight)
         return logit + position[..., None] * jnp.tile(self.recency_rate[...], 2) if self.recency_bias else logit
 
     def _normalized(self, x: Array) -> Array:
@@ -100,17 +113,6 @@ class AdditiveAttention(nnx.Module):
     def _output(self, value: Array, key: Array, query: Array) -> Array:
         mixed = value * key + query
         return self.out_proj(mixed.reshape(*mixed.shape[:-2], -1))
-
-
-def _pooled_values(query: Array, key: Array) -> Array:
-    """Queries and keys as the 2H heads of a pool, in float32: a sum over thousands of events needs its digits."""
-    return jnp.concatenate([query, key], axis=-2).astype(jnp.float32)
-
-
-def _guarded_pool(logit_BTH: Array, value_BTHE: Array, mask_BT: Array) -> Array:
-    """The original system's pool: masked logits are -1e4, weights are at least 1e-9 and not renormalised. Returns [B, H, E]."""
-    weight_BTH = jax.nn.softmax(jnp.where(mask_BT[..., None], logit_BTH, -1e4), axis=1)
-    return jnp.einsum("bth,bthe->bhe", jnp.maximum(weight_BTH, 1e-9), value_BTHE)
 
 
 class PaperAttention(nnx.Module):
