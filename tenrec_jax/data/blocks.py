@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from tenrec_jax.data.arrow import as_numpy
 from tenrec_jax.data.quarantine import BadRow
 from tenrec_jax.data.schema import Column
 from tenrec_jax.data.sources import TextBlock
@@ -115,7 +116,7 @@ def _written_length(column: Column, values: pa.Array) -> int | None:
         return None
     digits = len(values) - values.null_count
     if high > 9 or low < 0:
-        number = values.drop_null().to_numpy() if values.null_count else values.to_numpy()
+        number = as_numpy(values.drop_null()) if values.null_count else as_numpy(values)
         if low < 0:
             return None
         digits += sum(int(np.count_nonzero(number >= power)) for power in _POWERS if power <= high)
@@ -226,7 +227,7 @@ def _find_bad(
     encoded = text_R.dictionary_encode()
     distinct = encoded.dictionary.to_pylist()
     problems = [problem_of(column, value) for value in distinct]
-    index_R = encoded.indices.to_numpy()
+    index_R = as_numpy(encoded.indices)
     wrong_R = np.asarray([bool(problem) for problem in problems], bool)[index_R]
     for row in np.flatnonzero(wrong_R & ~is_bad).tolist():
         value = distinct[index_R[row]]

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tenrec_jax.data.arrow import as_numpy
 from tenrec_jax.data.interactions import Interactions
 
 FOLDS = 5
@@ -57,7 +58,7 @@ def values_of(values: pa.Array) -> np.ndarray:
         return np.asarray(pc.fill_null(values, "").to_pylist(), object)
     if values.null_count:
         values = pc.fill_null(values.cast(pa.float64()), float("nan"))
-    return values.to_numpy(zero_copy_only=False)
+    return as_numpy(values)
 
 
 def count_values(

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tenrec_jax.data.arrow import as_numpy
 from tenrec_jax.data.schema import Column
 
 
@@ -22,7 +23,7 @@ class IntegerIds:
     def encode(self, raw_R: pa.Array) -> np.ndarray:
         """Dense ids of raw ids, int32 [R]; new ones are numbered on."""
         encoded = raw_R.dictionary_encode()
-        distinct_D = encoded.dictionary.to_numpy()
+        distinct_D = as_numpy(encoded.dictionary)
         dense_D = self._find(distinct_D)
         is_new_D = dense_D == 0
         new = distinct_D[is_new_D]
@@ -32,7 +33,7 @@ class IntegerIds:
             self._raw.append(new)
             self.count += len(new)
             self._add_run(new, dense)
-        return dense_D[encoded.indices.to_numpy()]
+        return dense_D[as_numpy(encoded.indices)]
 
     def raw(self) -> pa.Array:
         """Raw ids of the dense ids 1, 2, ..."""
@@ -71,7 +72,7 @@ class TextIds:
         """Dense ids of raw ids, int32 [R]; new ones are numbered on."""
         encoded = raw_R.dictionary_encode()
         dense_D = [self._dense.setdefault(raw, len(self._dense) + 1) for raw in encoded.dictionary.to_pylist()]
-        return np.asarray(dense_D, np.int32)[encoded.indices.to_numpy()]
+        return np.asarray(dense_D, np.int32)[as_numpy(encoded.indices)]
 
     def raw(self) -> pa.Array:
         """Raw ids of the dense ids 1, 2, ..."""
@@ -115,8 +116,8 @@ class Feature:
     def _codes(self, values: pa.Array) -> np.ndarray:
         if self._names is not None:
             code_R = np.zeros(len(values), np.int32)
-            given_R = pc.is_valid(values).to_numpy(zero_copy_only=False)
+            given_R = as_numpy(pc.is_valid(values))
             code_R[given_R] = self._names.encode(values.drop_null())
             return code_R
         codes = values.cast(pa.int32())
-        return pc.fill_null(pc.add(codes, 1), 0).to_numpy() if self._column.nulls else codes.to_numpy()
+        return as_numpy(pc.fill_null(pc.add(codes, 1), 0)) if self._column.nulls else as_numpy(codes)

@@ -6,6 +6,7 @@ from dataclasses import fields
 import numpy as np
 import pyarrow as pa
 
+from tenrec_jax.data.arrow import as_numpy
 from tenrec_jax.data.dictionaries import Feature, make_ids
 from tenrec_jax.data.interactions import Items, Users, with_neutral
 from tenrec_jax.data.schema import CONFLICTS, ITEM, USER, Kind, Role
@@ -105,6 +106,6 @@ def _firsts(rows: pa.RecordBatch, names: Sequence[str]) -> np.ndarray:
     # The columns are numbered: a column of the log may have any name.
     numbered = keys.rename_columns([str(place) for place in range(len(names))])
     placed = numbered.append_column("place", pa.array(np.arange(rows.num_rows)))
-    return (
-        placed.group_by(numbered.column_names, use_threads=False).aggregate([("place", "min")])["place_min"].to_numpy()
+    return as_numpy(
+        placed.group_by(numbered.column_names, use_threads=False).aggregate([("place", "min")])["place_min"]
     )

@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from tenrec_jax.data.arrow import as_numpy
 from tenrec_jax.data.interactions import ITEM_COLUMN, LABELS_COLUMN, OFFSETS, USER_COLUMN
 from tenrec_jax.data.schema import ITEM, USER
 from tenrec_jax.data.shards import ColumnFile
@@ -41,8 +42,8 @@ class EventColumns:
 
     def append(self, rows: pa.Table) -> None:
         """Add a shard's rows."""
-        user_R, item_R = rows[USER].to_numpy(), rows[ITEM].to_numpy()
-        labels_RA = np.stack([rows[name].to_numpy() for name in self._labels], axis=1)
+        user_R, item_R = as_numpy(rows[USER]), as_numpy(rows[ITEM])
+        labels_RA = np.stack([as_numpy(rows[name]) for name in self._labels], axis=1)
         for file, values in zip(self._files.values(), (user_R, item_R, labels_RA), strict=True):
             file.append(values)
         lowest = int(user_R[0])

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tenrec_jax.data.arrow import as_numpy
 from tenrec_jax.data.manifest import check_files_once, read_manifest
 
 RawId = int | str
@@ -239,7 +240,9 @@ def _mapped(path: Path) -> np.ndarray:
 def _dictionary(path: Path, record: type) -> list[np.ndarray]:
     """The fields of `Users` or `Items`, with the neutral entry 0 in front."""
     fields = [field.name for field in dataclasses.fields(record)]
-    table = pq.read_table(path, columns=fields, page_checksum_verification=True)
+    # Not `pq.read_table`: it loads Arrow's datasets and file systems, which takes longer than all the rest.
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        table = file.read(columns=fields)
     return [with_neutral(table[name].combine_chunks(), is_id=place == 0) for place, name in enumerate(fields)]
 
 
@@ -247,5 +250,5 @@ def with_neutral(values: pa.Array, *, is_id: bool) -> np.ndarray:
     """A dictionary's column as an array by dense id, with the entry of nobody in front."""
     if pa.types.is_string(values.type):
         return np.asarray(["", *values.to_pylist()], object)
-    column = values.to_numpy()
+    column = as_numpy(values)
     return np.concatenate([np.asarray([-1 if is_id else 0], column.dtype), column])

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tenrec_jax.data.arrow import as_numpy
 from tenrec_jax.data.columns import FOLDS, ValueCounts, count_values, values_of
 from tenrec_jax.data.interactions import Interactions, read_events
 from tenrec_jax.data.manifest import read_manifest
@@ -199,7 +200,7 @@ def _history(table: Interactions, directory: Path, columns: tuple[Column, ...]) 
     lengths: list[tuple[slice, np.ndarray]] = []
     batches = read_events(directory, names)
     for rows, table_rows in _aligned(batches, list(blocks_of_users(table, HISTORY_BLOCK_ROWS))):
-        raw_RS = np.stack([table_rows.column(name).to_numpy() for name in names], axis=1)
+        raw_RS = np.stack([as_numpy(table_rows.column(name)) for name in names], axis=1)
         item_R, user_R = np.asarray(table.item_R[rows]), np.asarray(table.user_R[rows])
         present_RS = raw_RS != 0
         lengths.append((rows, present_RS.sum(axis=1).astype(np.int8)))

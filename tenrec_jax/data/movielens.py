@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from tenrec_jax.data.arrow import as_numpy
 from tenrec_jax.data.blocks import Layout, ParsedBlock, Piece, parse_block
 from tenrec_jax.data.quarantine import SHOWN, BadRow, bad_rows
 from tenrec_jax.data.schema import GENDERS, MOVIELENS_LAYOUTS, Column, Kind, MovieLensLayout, Role
@@ -65,7 +66,7 @@ class MovieLensLog:
         parsed, lines = _parse_ratings(self._ratings, self.kind, self._layout)
         kind, rows = self.kind, parsed.rows
         user, item, rating = (
-            rows[kind.with_role(role)[0].name].to_numpy() for role in (Role.USER, Role.ITEM, Role.POST_EXPOSURE)
+            as_numpy(rows[kind.with_role(role)[0].name]) for role in (Role.USER, Role.ITEM, Role.POST_EXPOSURE)
         )
         (user_id, gender, age), (item_id, category) = self._users, self._items
         ratings, users, items = self._paths

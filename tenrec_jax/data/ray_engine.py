@@ -23,6 +23,7 @@ import ray.data
 from ray.data.context import DataContext, ShuffleStrategy
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError
 
+from tenrec_jax.data.arrow import as_numpy
 from tenrec_jax.data.blocks import Piece
 from tenrec_jax.data.encoder import Encoder, telling_rows
 from tenrec_jax.data.engines import Checked
@@ -149,15 +150,15 @@ def _encode(rows: pa.Table, encoder_ref: ray.ObjectRef) -> pa.Table:
     encoded = pa.Table.from_batches([encoder(batch)]).append_column(PLACE, batch[PLACE])
     if encoder.counts != known:
         raise RuntimeError(f"the dictionaries of {known} users and items lacked some of a block")
-    return encoded.append_column(BUCKET, pa.array(bucket_of(encoded[USER].to_numpy())))
+    return encoded.append_column(BUCKET, pa.array(bucket_of(as_numpy(encoded[USER]))))
 
 
 def _make_shard(rows: pa.Table, order: RowOrder, labels: Sequence[str]) -> pa.Table:
     """A bucket's rows to one row: number of the bucket, number of its rows, its file, and its oddities."""
     if not rows.num_rows:
         return pa.table({})
-    rows = rows.take(pa.array(np.argsort(rows[PLACE].to_numpy())))
-    bucket_R = rows[BUCKET].to_numpy()
+    rows = rows.take(pa.array(np.argsort(as_numpy(rows[PLACE]))))
+    bucket_R = as_numpy(rows[BUCKET])
     if bucket_R.min() != bucket_R.max():
         raise RuntimeError(f"Ray gave buckets {bucket_R.min()} to {bucket_R.max()} of users as one")
     shard = make_shard(rows.drop_columns([PLACE, BUCKET]), order, labels)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tenrec_jax.data.arrow import as_numpy
 from tenrec_jax.data.schema import CONFLICTS, ITEM, USER
 
 BUCKET_USERS = 8192
@@ -64,7 +65,7 @@ class Spill:
             return
         rows = pa.Table.from_batches(self._pending).combine_chunks().to_batches()[0]
         self._pending, self._pending_rows = [], 0
-        bucket_R = bucket_of(rows[USER].to_numpy())
+        bucket_R = bucket_of(as_numpy(rows[USER]))
         if (bucket_R[1:] < bucket_R[:-1]).any():
             order = np.argsort(bucket_R, kind="stable")
             rows, bucket_R = rows.take(pa.array(order)), bucket_R[order]
@@ -132,7 +133,7 @@ def make_shard(rows: pa.Table, order: RowOrder, labels: Sequence[str]) -> Shard:
         order: of a user's rows.
         labels: columns that hold actions.
     """
-    conflicts = {name: int(np.count_nonzero(rows[name].to_numpy())) for name in CONFLICTS}
+    conflicts = {name: int(np.count_nonzero(as_numpy(rows[name]))) for name in CONFLICTS}
     ordered, oddities = in_order(rows.drop_columns(list(CONFLICTS)), order, labels)
     # One chunk a column: how a file is cut into pages depends on chunks, and they on the engine.
     ordered = ordered.combine_chunks()
@@ -149,8 +150,8 @@ def in_order(rows: pa.Table, order: RowOrder, actions: Sequence[str]) -> tuple[p
         order: of a user's rows.
         actions: columns that hold labels.
     """
-    user_R = rows[USER].to_numpy()
-    keys = (rows[order.time].to_numpy(), user_R) if order.time else (user_R,)
+    user_R = as_numpy(rows[USER])
+    keys = (as_numpy(rows[order.time]), user_R) if order.time else (user_R,)
     if order.time or (user_R[1:] < user_R[:-1]).any():
         rows = rows.take(pa.array(np.lexsort(keys)))
     oddities, duplicate_R = _repeats(rows, actions)
@@ -161,7 +162,7 @@ def in_order(rows: pa.Table, order: RowOrder, actions: Sequence[str]) -> tuple[p
 
 def _repeats(rows: pa.Table, actions: Sequence[str]) -> tuple[Oddities, np.ndarray]:
     """The counts, and the numbers of the rows that equal an earlier row."""
-    pair_R = rows[USER].to_numpy().astype(np.int64) << 32 | rows[ITEM].to_numpy()
+    pair_R = as_numpy(rows[USER]).astype(np.int64) << 32 | as_numpy(rows[ITEM])
     order = np.argsort(pair_R, kind="stable")  # the fast one where users stand in blocks
     is_again = pair_R[order[1:]] == pair_R[order[:-1]]
     again = np.flatnonzero(is_again)
@@ -171,16 +172,16 @@ def _repeats(rows: pa.Table, actions: Sequence[str]) -> tuple[Oddities, np.ndarr
     suspects = rows.take(pa.array(suspect))
     place = pa.array(np.arange(len(suspect)))
     firsts = suspects.append_column("place", place).group_by(suspects.column_names).aggregate([("place", "min")])
-    duplicates = np.setdiff1d(np.arange(len(suspect)), firsts["place_min"].to_numpy())
+    duplicates = np.setdiff1d(np.arange(len(suspect)), as_numpy(firsts["place_min"]))
     per_pair = suspects.group_by([USER, ITEM]).aggregate([(name, how) for name in actions for how in ("min", "max")])
-    differs = [pc.not_equal(per_pair[f"{name}_min"], per_pair[f"{name}_max"]).to_numpy() for name in actions]
+    differs = [as_numpy(pc.not_equal(per_pair[f"{name}_min"], per_pair[f"{name}_max"])) for name in actions]
     contradicting = int(np.logical_or.reduce(differs).sum())
     return Oddities(len(again), len(duplicates), contradicting), suspect[duplicates]
 
 
 def write_shard(rows: pa.Table, file: pa.NativeFile) -> None:
     """Write a bucket as a Parquet file with page checksums; a row group holds whole users, `ROW_GROUP_ROWS` rows or a little more."""
-    user_R = rows[USER].to_numpy()
+    user_R = as_numpy(rows[USER])
     starts = np.concatenate([[0], np.flatnonzero(np.diff(user_R)) + 1])
     groups = np.unique(np.searchsorted(starts, np.arange(0, len(user_R), ROW_GROUP_ROWS)))
     cuts = [*starts[groups[groups < len(starts)]].tolist(), len(user_R)]

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
+from tenrec_jax.data.arrow import as_numpy
 from tenrec_jax.errors import UserError
 
 COLUMNS = pa.schema([("row", pa.int64()), ("part", pa.string())])
@@ -40,18 +41,18 @@ def read_parts(path: Path, num_rows: int, codes: Mapping[str, int]) -> np.ndarra
     first, unit = (0, "record") if path.suffix == ".parquet" else (2, "line")  # line 1 is the header
     for batch in _batches(path):
         where = _Where(f"{path}: {unit}", first + seen, batch)
-        where.refuse(batch["row"].is_null().to_numpy(False), "the row is missing.")
-        row, code = batch["row"].to_numpy(), pc.index_in(batch["part"], value_set=names)
+        where.refuse(as_numpy(batch["row"].is_null()), "the row is missing.")
+        row, code = as_numpy(batch["row"]), pc.index_in(batch["part"], value_set=names)
         unknown = (row < 0) | (row >= num_rows)
         where.refuse(unknown, f"row {{row}} is unknown; the table has the rows 0..{num_rows - 1}.")
-        unnamed = code.is_null().to_numpy(False)
+        unnamed = as_numpy(code.is_null())
         where.refuse(unnamed, f"row {{row}} has the part {{part}}; it must be one of {', '.join(codes)}.")
         # Of equal numbers all but the first are doubles; a stable sort keeps them in the file's order.
         order = np.argsort(row, kind="stable")
         repeated = np.zeros(len(row), bool)
         repeated[order[1:]] = row[order[1:]] == row[order[:-1]]
         where.refuse(repeated | (part_R[row] != _UNSET), "row {row} stands here for the second time.")
-        part_R[row] = value[code.to_numpy()]
+        part_R[row] = value[as_numpy(code)]
         seen += len(row)
     missing = part_R == _UNSET
     if missing.any():

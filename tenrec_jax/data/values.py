@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tenrec_jax.data.arrow import as_numpy
 from tenrec_jax.data.schema import Column
 
 NUMBER = r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"
@@ -51,7 +52,7 @@ def in_range(column: Column, values: pa.Array) -> pa.Array | None:
     if low is not None and not (column.low <= low and high <= column.high):
         return None
     if column.is_integer and pa.types.is_floating(values.type):
-        number = pc.fill_null(values, 0).to_numpy()
+        number = as_numpy(pc.fill_null(values, 0))
         if not (np.isfinite(number) & (number == np.floor(number))).all():
             return None
     if pa.types.is_floating(values.type) and pc.any(pc.is_nan(values), min_count=0).as_py():
