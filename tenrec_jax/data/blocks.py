@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from tenrec_jax.data.arrow import as_numpy
+from tenrec_jax.data.arrow import as_arrow, as_numpy
 from tenrec_jax.data.quarantine import BadRow
 from tenrec_jax.data.schema import Column
 from tenrec_jax.data.sources import TextBlock
@@ -159,7 +159,7 @@ def _read_strictly(block: TextBlock, layout: Layout) -> ParsedBlock:
     for column, text_R in zip(layout.columns, texts, strict=True):
         if not _is_clean(column, text_R):
             _find_bad(block.path, column, text_R, numbers, is_bad, bad)
-    good = pa.array(~is_bad)
+    good = as_arrow(~is_bad)
     columns = [_parsed(column, text_R.filter(good)) for column, text_R in zip(layout.columns, texts, strict=True)]
     rows = pa.RecordBatch.from_arrays(columns, names=[column.name for column in layout.columns])
     return ParsedBlock(rows, sorted(bad, key=lambda row: row.line), len(lines))

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tenrec_jax.data.arrow import as_numpy
+from tenrec_jax.data.arrow import as_arrow, as_numpy
 from tenrec_jax.data.schema import Column
 
 
@@ -37,7 +37,7 @@ class IntegerIds:
 
     def raw(self) -> pa.Array:
         """Raw ids of the dense ids 1, 2, ..."""
-        return pa.array(np.concatenate([np.empty(0, np.int64), *self._raw]))
+        return as_arrow(np.concatenate([np.empty(0, np.int64), *self._raw]))
 
     def _find(self, raw_D: np.ndarray) -> np.ndarray:
         dense_D = np.zeros(len(raw_D), np.int32)
@@ -120,4 +120,4 @@ class Feature:
             code_R[given_R] = self._names.encode(values.drop_null())
             return code_R
         codes = values.cast(pa.int32())
-        return as_numpy(pc.fill_null(pc.add(codes, 1), 0)) if self._column.nulls else as_numpy(codes)
+        return as_numpy(codes, missing=-1) + np.int32(1) if self._column.nulls else as_numpy(codes)

@@ -6,7 +6,7 @@ from dataclasses import fields
 import numpy as np
 import pyarrow as pa
 
-from tenrec_jax.data.arrow import as_numpy
+from tenrec_jax.data.arrow import as_arrow, as_numpy
 from tenrec_jax.data.dictionaries import Feature, make_ids
 from tenrec_jax.data.interactions import Items, Users, with_neutral
 from tenrec_jax.data.schema import CONFLICTS, ITEM, USER, Kind, Role
@@ -43,7 +43,7 @@ class Encoder:
         others = {column.name: rows[column.name] for column in self.kind.columns if column.name not in ids}
         if not self.kind.with_role(Role.ACTION):
             (click,) = self.kind.labels
-            others[click] = pa.array(np.ones(rows.num_rows, np.int8))
+            others[click] = as_arrow(np.ones(rows.num_rows, np.int8))
         dense = {name: learned.pop(name) for name in (USER, ITEM)}
         return pa.RecordBatch.from_pydict(dense | others | learned)
 
@@ -54,12 +54,12 @@ class Encoder:
             The columns `user`, `item` and `CONFLICTS` of the rows.
         """
         dense = {name: ids.encode(rows[self._columns[name].name]) for name, ids in self._ids.items()}
-        learned = {name: pa.array(values) for name, values in dense.items()}
+        learned = {name: as_arrow(values) for name, values in dense.items()}
         for key, found in self._features.items():
             contradicts_R = np.zeros(rows.num_rows, bool)
             for column, feature in found.values():
                 contradicts_R |= feature.update(dense[key], rows[column.name], self._ids[key].count)
-            learned[_CONFLICT_OF[key]] = pa.array(contradicts_R)
+            learned[_CONFLICT_OF[key]] = as_arrow(contradicts_R)
         return learned
 
     def users(self) -> Users:
@@ -97,7 +97,7 @@ def telling_rows(rows: pa.RecordBatch, kind: Kind) -> pa.RecordBatch:
     ]
     known = (Role.USER, Role.ITEM, Role.USER_FEATURE, Role.ITEM_FEATURE)
     told = rows.select([column.name for column in kind.columns if column.role in known])
-    return told.take(pa.array(np.union1d(*first)))
+    return told.take(as_arrow(np.union1d(*first)))
 
 
 def _firsts(rows: pa.RecordBatch, names: Sequence[str]) -> np.ndarray:
@@ -105,7 +105,7 @@ def _firsts(rows: pa.RecordBatch, names: Sequence[str]) -> np.ndarray:
     keys = pa.Table.from_batches([rows.select(names)])
     # The columns are numbered: a column of the log may have any name.
     numbered = keys.rename_columns([str(place) for place in range(len(names))])
-    placed = numbered.append_column("place", pa.array(np.arange(rows.num_rows)))
+    placed = numbered.append_column("place", as_arrow(np.arange(rows.num_rows)))
     return as_numpy(
         placed.group_by(numbered.column_names, use_threads=False).aggregate([("place", "min")])["place_min"]
     )

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from tenrec_jax.data.arrow import as_arrow
 from tenrec_jax.data.encoder import Encoder
 from tenrec_jax.data.engines import ENGINES, LOCAL, Engine, open_engine
 from tenrec_jax.data.event_columns import EventColumns
@@ -236,7 +237,7 @@ def _write_events(
         counts = columns.close()
     counts |= {"items": len(items.raw_id) - 1} | oddities._asdict() | {"bad_rows": encoded.bad_rows}
     for record, name in ((users, USERS_FILE), (items, ITEMS_FILE)):
-        content = pa.table({field.name: getattr(record, field.name)[1:] for field in fields(record)})
+        content = pa.table({field.name: as_arrow(getattr(record, field.name)[1:]) for field in fields(record)})
         pq.write_table(content, folder / name, compression="zstd", write_page_checksum=True)
         flush(folder / name)
     arrays = [*dictionary_arrays(users), *dictionary_arrays(items)]

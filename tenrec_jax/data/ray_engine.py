@@ -23,7 +23,7 @@ import ray.data
 from ray.data.context import DataContext, ShuffleStrategy
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError
 
-from tenrec_jax.data.arrow import as_numpy
+from tenrec_jax.data.arrow import as_arrow, as_numpy
 from tenrec_jax.data.blocks import Piece
 from tenrec_jax.data.encoder import Encoder, telling_rows
 from tenrec_jax.data.engines import Checked
@@ -138,7 +138,7 @@ def _parse(piece: Piece, number: int, kind: Kind) -> tuple[tuple[Checked, pa.Rec
     """What the driver needs of a block, and its good rows with their places in the log."""
     rows, bad, lines = piece()
     place_R = np.arange(rows.num_rows) + (number << 32)
-    placed = pa.Table.from_batches([rows]).append_column(PLACE, pa.array(place_R))
+    placed = pa.Table.from_batches([rows]).append_column(PLACE, as_arrow(place_R))
     return (Checked(bad, lines), telling_rows(rows, kind), rows.num_rows), placed
 
 
@@ -150,14 +150,14 @@ def _encode(rows: pa.Table, encoder_ref: ray.ObjectRef) -> pa.Table:
     encoded = pa.Table.from_batches([encoder(batch)]).append_column(PLACE, batch[PLACE])
     if encoder.counts != known:
         raise RuntimeError(f"the dictionaries of {known} users and items lacked some of a block")
-    return encoded.append_column(BUCKET, pa.array(bucket_of(as_numpy(encoded[USER]))))
+    return encoded.append_column(BUCKET, as_arrow(bucket_of(as_numpy(encoded[USER]))))
 
 
 def _make_shard(rows: pa.Table, order: RowOrder, labels: Sequence[str]) -> pa.Table:
     """A bucket's rows to one row: number of the bucket, number of its rows, its file, and its oddities."""
     if not rows.num_rows:
         return pa.table({})
-    rows = rows.take(pa.array(np.argsort(as_numpy(rows[PLACE]))))
+    rows = rows.take(as_arrow(np.argsort(as_numpy(rows[PLACE]))))
     bucket_R = as_numpy(rows[BUCKET])
     if bucket_R.min() != bucket_R.max():
         raise RuntimeError(f"Ray gave buckets {bucket_R.min()} to {bucket_R.max()} of users as one")

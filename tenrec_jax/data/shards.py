@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tenrec_jax.data.arrow import as_numpy
+from tenrec_jax.data.arrow import as_arrow, as_numpy
 from tenrec_jax.data.schema import CONFLICTS, ITEM, USER
 
 BUCKET_USERS = 8192
@@ -68,7 +68,7 @@ class Spill:
         bucket_R = bucket_of(as_numpy(rows[USER]))
         if (bucket_R[1:] < bucket_R[:-1]).any():
             order = np.argsort(bucket_R, kind="stable")
-            rows, bucket_R = rows.take(pa.array(order)), bucket_R[order]
+            rows, bucket_R = rows.take(as_arrow(order)), bucket_R[order]
         starts = np.concatenate([[0], np.flatnonzero(np.diff(bucket_R)) + 1, [len(bucket_R)]]).tolist()
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with pa.ipc.new_file(str(self._path(len(self._chunks))), rows.schema, options=options) as writer:
@@ -153,10 +153,10 @@ def in_order(rows: pa.Table, order: RowOrder, actions: Sequence[str]) -> tuple[p
     user_R = as_numpy(rows[USER])
     keys = (as_numpy(rows[order.time]), user_R) if order.time else (user_R,)
     if order.time or (user_R[1:] < user_R[:-1]).any():
-        rows = rows.take(pa.array(np.lexsort(keys)))
+        rows = rows.take(as_arrow(np.lexsort(keys)))
     oddities, duplicate_R = _repeats(rows, actions)
     if order.drop_exact and len(duplicate_R):
-        rows = rows.take(pa.array(np.delete(np.arange(rows.num_rows), duplicate_R)))
+        rows = rows.take(as_arrow(np.delete(np.arange(rows.num_rows), duplicate_R)))
     return rows, oddities
 
 
@@ -169,8 +169,8 @@ def _repeats(rows: pa.Table, actions: Sequence[str]) -> tuple[Oddities, np.ndarr
     if not len(again):
         return Oddities(), again
     suspect = np.sort(order[np.union1d(again, again + 1)])
-    suspects = rows.take(pa.array(suspect))
-    place = pa.array(np.arange(len(suspect)))
+    suspects = rows.take(as_arrow(suspect))
+    place = as_arrow(np.arange(len(suspect)))
     firsts = suspects.append_column("place", place).group_by(suspects.column_names).aggregate([("place", "min")])
     duplicates = np.setdiff1d(np.arange(len(suspect)), as_numpy(firsts["place_min"]))
     per_pair = suspects.group_by([USER, ITEM]).aggregate([(name, how) for name in actions for how in ("min", "max")])
