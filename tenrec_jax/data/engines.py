@@ -74,23 +74,24 @@ class LocalEngine:
 
     def read(self, pieces: Iterator[Piece], encoder: Encoder) -> Iterator[Checked]:
         """See `Engine`."""
-        for block in _ahead(lambda piece: piece(), pieces):
+        # One more than there are threads: they go on while a block is encoded here.
+        for block in _ahead(lambda piece: piece(), pieces, THREADS + 1):
             if block.rows.num_rows:
                 self._spill.add(encoder(block.rows))
             yield Checked(block.bad, block.lines)
 
     def shards(self, encoder: Encoder, order: RowOrder, labels: Sequence[str]) -> Iterator[Shard]:
         """See `Engine`."""
-        yield from _ahead(partial(make_shard, order=order, labels=labels), self._spill.buckets())
+        yield from _ahead(partial(make_shard, order=order, labels=labels), self._spill.buckets(), THREADS)
 
 
-def _ahead(work: Callable[[T], Made], todo: Iterable[T]) -> Iterator[Made]:
-    """The results, in order, while threads work on those to come."""
+def _ahead(work: Callable[[T], Made], todo: Iterable[T], depth: int) -> Iterator[Made]:
+    """The results, in order, while threads work on those to come; `depth` are held at a time."""
     with ThreadPoolExecutor(THREADS) as pool:
         ahead: deque[Future[Made]] = deque()
         for entry in todo:
             ahead.append(pool.submit(work, entry))
-            if len(ahead) == THREADS:
+            if len(ahead) == depth:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -187,9 +187,7 @@ def write_shard(rows: pa.Table, file: pa.NativeFile) -> None:
     cuts = [*starts[groups[groups < len(starts)]].tolist(), len(user_R)]
     # Items are too many for a dictionary: trying one costs time and space.
     encoding = {"use_dictionary": [name for name in rows.column_names if name != ITEM]}
-    with pq.ParquetWriter(
-        file, rows.schema, compression="zstd", compression_level=1, write_page_checksum=True, **encoding
-    ) as writer:
+    with pq.ParquetWriter(file, rows.schema, compression="lz4", write_page_checksum=True, **encoding) as writer:
         for start, stop in itertools.pairwise(cuts):
             writer.write_table(rows.slice(start, stop - start), row_group_size=max(1, stop - start))
 
