@@ -2,8 +2,8 @@
 
 Command:   python experiments/launch.py
 Hardware:  2 CPU cores, 4 GiB of memory; about 2 minutes.
-Expected:  the ranker's click AUC above item rate and user rate, retrieval's recall@10 above popularity, intervals apart. On so small a
-           log GAUC stays level with item rate; the tables in README.md are what was measured.
+Expected:  the ranker's click AUC above item rate and user rate, intervals apart, and retrieval's recall@10 above popularity. On so
+           small a log GAUC stays level with item rate; the tables in README.md are what was measured.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 Variants:  qb_video (2.4 million rows), qk_video (493 million), ctr_1m (120 million).
 
 Command:   python experiments/launch.py --config=experiments/configs/tenrec.py:qb_video
-Hardware:  one GPU for the 12-layer ranker. The larger two files need more memory than a small machine has: the table is held in memory.
+Hardware:  one GPU for the 12-layer ranker. Splits and evaluation hold arrays over all rows in memory.
 Expected:  not known. No licensed file was at hand when this was written; the format was proven on files that the synthetic twin writes.
 """
 

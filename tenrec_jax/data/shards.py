@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tenrec_jax.data.arrow import as_arrow, as_numpy
@@ -170,13 +169,24 @@ def _repeats(rows: pa.Table, actions: Sequence[str]) -> tuple[Oddities, np.ndarr
         return Oddities(), again
     suspect = np.sort(order[np.union1d(again, again + 1)])
     suspects = rows.take(as_arrow(suspect))
-    place = as_arrow(np.arange(len(suspect)))
-    firsts = suspects.append_column("place", place).group_by(suspects.column_names).aggregate([("place", "min")])
-    duplicates = np.setdiff1d(np.arange(len(suspect)), as_numpy(firsts["place_min"]))
-    per_pair = suspects.group_by([USER, ITEM]).aggregate([(name, how) for name in actions for how in ("min", "max")])
-    differs = [as_numpy(pc.not_equal(per_pair[f"{name}_min"], per_pair[f"{name}_max"])) for name in actions]
-    contradicting = int(np.logical_or.reduce(differs).sum())
-    return Oddities(len(again), len(duplicates), contradicting), suspect[duplicates]
+    _, first = np.unique(np.concatenate([_numbered(column) for column in suspects.columns]), axis=1, return_index=True)
+    duplicates = np.setdiff1d(np.arange(len(suspect)), first)
+    _, start = np.unique(np.sort(pair_R[suspect]), return_index=True)
+    label_RA = np.stack([as_numpy(suspects[name]) for name in actions], axis=1)[np.argsort(pair_R[suspect])]
+    differs_A = np.maximum.reduceat(label_RA, start) != np.minimum.reduceat(label_RA, start)
+    return Oddities(len(again), len(duplicates), int(differs_A.any(axis=1).sum())), suspect[duplicates]
+
+
+def _numbered(column: pa.ChunkedArray) -> np.ndarray:
+    """A column as integers that are equal where its values are, and which of them are missing: int64 [2, R]."""
+    column = column.combine_chunks()
+    is_null_R = ~as_numpy(column.is_valid())
+    if pa.types.is_string(column.type):
+        column = column.dictionary_encode().indices
+    values_R = as_numpy(column, missing=0)
+    if values_R.dtype.kind == "f":
+        values_R = (values_R + 0.0).astype(np.float64).view(np.int64)  # -0.0 and 0.0 are equal
+    return np.stack([values_R.astype(np.int64), is_null_R])
 
 
 def write_shard(rows: pa.Table, file: pa.NativeFile) -> None:
