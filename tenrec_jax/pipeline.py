@@ -33,7 +33,7 @@ from tenrec_jax.data.protocols import Part
 from tenrec_jax.data.schema import TWIN_KINDS
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
-from tenrec_jax.evaluation.evaluator import RetrievalEvaluator, item_vectors
+from tenrec_jax.evaluation.evaluator import item_vectors
 from tenrec_jax.evaluation.metrics import auc, gains, grouped_auc, hits
 from tenrec_jax.evaluation.report import write_report
 from tenrec_jax.evaluation.results import baseline_results, ranking_results, retrieval_results
@@ -203,6 +203,7 @@ class Pipeline:
         bootstrap = {"seed": self.config.seed, "resamples": self.config.evaluation.resamples}
         table, split, rows = self._data.table, self._data.split, self._data.split.rows(part)
         evaluator = self._data.retrieval_evaluator(part, self.config.evaluation.max_users)
+        query_UD, vectors_ND = evaluator.queries(*self._two_tower), self._item_vectors()
         logger.info("%s: %d users over %d items", part.name.lower(), len(evaluator.users), table.num_items)
         results = {
             "protocol": split.protocol,
@@ -212,23 +213,22 @@ class Pipeline:
             "split_seed": split.seed,
             "is_synthetic": not self.config.data.path,
             "counts": {"users": len(evaluator.users), "rows": len(rows), "catalogue": table.num_items},
-            "retrieval": retrieval_results(evaluator.run(*self._two_tower), **bootstrap),
+            "retrieval": retrieval_results(evaluator.rank_by(query_UD, vectors_ND), **bootstrap),
         }
         ranked = rows if self.config.ranking.enabled else None
         if ranked is not None:
             probability_RA = self._data.ranking_evaluator(part).run(*self._ranker)
             results["ranking"] = ranking_results(table, rows, probability_RA, **bootstrap)
         results["baselines"] = baseline_results(table, self._data.counts, evaluator, ranked, **bootstrap)
-        results["index"] = self._index_results(evaluator)
+        results["index"] = self._index_results(query_UD, vectors_ND)
         results["seconds"] = {stage: record["seconds"] for stage, record in self._stages().items()}
         return results
 
-    def _index_results(self, evaluator: RetrievalEvaluator) -> dict[str, Any]:
+    def _index_results(self, query_UD: np.ndarray, vectors_ND: np.ndarray) -> dict[str, Any]:
         index, known = load_index(self.recommender / artifact.INDEX), self._data.known_items
-        exact = build_index(self._item_vectors()[known - 1], known, IndexConfig(kind="exact"))
-        sample = np.linspace(0, len(evaluator.users) - 1, min(INDEX_QUERIES, len(evaluator.users))).astype(int)
-        query_BD = evaluator.queries(*self._two_tower)[sample]
-        recall = recall_against_exact(index, exact, query_BD, INDEX_DEPTH)
+        exact = build_index(vectors_ND[known - 1], known, IndexConfig(kind="exact"))
+        sample = np.linspace(0, len(query_UD) - 1, min(INDEX_QUERIES, len(query_UD))).astype(int)
+        recall = recall_against_exact(index, exact, query_UD[sample], INDEX_DEPTH)
         return {
             "kind": index.kind,
             "items": index.size,

@@ -9,7 +9,7 @@ import numpy as np
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.data.packing import pack
 from tenrec_jax.data.protocols import Part, Split
-from tenrec_jax.data.row_blocks import place_in_block, row_blocks, user_blocks
+from tenrec_jax.data.row_blocks import place_in_block, process_rows, row_blocks, user_blocks
 from tenrec_jax.timeline import Events, Profile, Timeline
 
 
@@ -226,16 +226,13 @@ class TimelineBatches:
         Raises:
             ValueError: the batch cannot be divided by the number of processes; `multiple` has to be a multiple of it.
         """
-        if self._rows % process_count:
-            raise ValueError(f"{self._rows} rows cannot be divided by {process_count} processes")
+        rows, shape = process_rows(self._rows, process_index, process_count), (self._rows, self._packs.row_length)
         epoch, place = divmod(step, self.steps_per_epoch)
         window_P, row_R = self._plan(epoch)
-        share = self._rows // process_count
-        first = place * self._rows + process_index * share
-        window_BU, start_BU = self._placed(window_P, row_R[first : first + share], share)
+        batch_R = row_R[place * self._rows : (place + 1) * self._rows]
+        window_BU, start_BU = self._placed(window_P, batch_R[rows], rows.stop - rows.start)
         batch = self._reader.read(self.windows, window_BU, start_BU, self._packs.row_length)
         # Drawn for the whole batch, whatever part of it is wanted.
-        rows, shape = slice(process_index * share, (process_index + 1) * share), (self._rows, self._packs.row_length)
         if self._any_order:
             batch = _permuted(batch, np.random.default_rng((self._seed or 0, step, 3)).random(shape)[rows])
         if self._unknown_rate:

@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from tenrec_jax.data.batches import TrainVocabulary
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.data.protocols import Part, Split
-from tenrec_jax.data.row_blocks import row_blocks
+from tenrec_jax.data.row_blocks import process_rows, row_blocks
 from tenrec_jax.data.sampling import ExcludingSampler, ItemSampler, UserPositives
 from tenrec_jax.errors import UserError
 from tenrec_jax.timeline import Events, Profile, Timeline
@@ -80,13 +80,10 @@ class HistoryBatches:
         Raises:
             ValueError: the batch cannot be divided by the number of processes.
         """
-        if self._batch_size % process_count:
-            raise ValueError(f"{self._batch_size} rows cannot be divided by {process_count} processes")
+        rows = process_rows(self._batch_size, process_index, process_count)
         epoch, place = divmod(step, self.steps_per_epoch)
         example = self._order(epoch)[place * self._batch_size : (place + 1) * self._batch_size]
         position, user = self._columns.clicked[example], self._columns.clicking_user[example]
-        share = self._batch_size // process_count
-        rows = slice(process_index * share, (process_index + 1) * share)
         negative_BC = self._sampler.draw(step, user, rows)
         position, user = position[rows], user[rows]
         columns = self._columns

@@ -29,3 +29,15 @@ def user_blocks(offsets: np.ndarray) -> Iterator[tuple[slice, slice]]:
 def place_in_block(offsets: np.ndarray) -> np.ndarray:
     """Position of each row in its user's stretch, from 0."""
     return np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
+
+
+def process_rows(rows: int, process_index: int, process_count: int) -> slice:
+    """The stretch of a batch's rows that is one process's.
+
+    Raises:
+        ValueError: the rows cannot be divided by the number of processes.
+    """
+    if rows % process_count:
+        raise ValueError(f"{rows} rows cannot be divided by {process_count} processes")
+    share = rows // process_count
+    return slice(process_index * share, (process_index + 1) * share)

@@ -68,7 +68,10 @@ class RetrievalEvaluator:
     def run(self, model: nnx.GraphDef, parameters: Any) -> TargetRanks:
         """Ranks under a two-tower model."""
         vectors_ND = item_vectors(model, parameters, self._vocabulary, self._table)
-        query_UD = self.queries(model, parameters)
+        return self.rank_by(self.queries(model, parameters), vectors_ND)
+
+    def rank_by(self, query_UD: np.ndarray, vectors_ND: np.ndarray | jax.Array) -> TargetRanks:
+        """Ranks by the inner products of the queries of `users` and the vectors of items 1..N."""
 
         def scores(users: np.ndarray) -> np.ndarray:
             return np.asarray(_inner_products(query_UD[np.searchsorted(self.users, users)], vectors_ND))
@@ -77,16 +80,15 @@ class RetrievalEvaluator:
 
     def queries(self, model: nnx.GraphDef, parameters: Any) -> np.ndarray:
         """The queries [U, D] of `users` after their visible rows."""
-        windows, queries = self._batches.windows, list[np.ndarray]()
-        number = list[np.ndarray]()
+        windows = self._batches.windows
+        queries, numbers = list[np.ndarray](), list[np.ndarray]()
         for step in range(self._batches.steps_per_epoch):
             batch = self._batches(step)
             exists_BU = batch.window >= 0
             last_BU = batch.timeline.start + np.where(exists_BU, windows.events[batch.window], 0)
-            query_BUD = np.asarray(_queries_at(model, parameters, batch.timeline, last_BU))
-            queries.append(query_BUD[exists_BU])
-            number.append(batch.window[exists_BU])
-        return np.concatenate(queries)[np.argsort(np.concatenate(number))]
+            queries.append(np.asarray(_queries_at(model, parameters, batch.timeline, last_BU))[exists_BU])
+            numbers.append(batch.window[exists_BU])
+        return np.concatenate(queries)[np.argsort(np.concatenate(numbers))]
 
     def rank(self, scores: ScoreBlock) -> TargetRanks:
         """Ranks under any scorer of users against items 1..N: dense users [B] to scores [B, N]."""

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from tenrec_jax.data.batches import TimelineBatches
+from tenrec_jax.data.row_blocks import process_rows
 from tenrec_jax.data.sampling import ItemSampler, NegativeSampler
 from tenrec_jax.models.features import ItemFeatures, Vocabulary
 from tenrec_jax.models.heads import HeadsConfig, modelled_rates
@@ -205,11 +206,8 @@ def _tables(parameters: nnx.State) -> dict[str, str]:
 
 def _stretch(batch: ScoredTimelines, process_index: int, process_count: int) -> ScoredTimelines:
     """A process's rows. All processes assemble the whole batch, since all update the rows of its ids."""
-    rows = len(batch.score)
-    if rows % process_count:
-        raise ValueError(f"{rows} rows cannot be divided by {process_count} processes")
-    share = rows // process_count
-    return jax.tree.map(lambda x: x[process_index * share : (process_index + 1) * share], batch)
+    rows = process_rows(len(batch.score), process_index, process_count)
+    return jax.tree.map(lambda x: x[rows], batch)
 
 
 def _start_logit(heads: HeadsConfig, rate: np.ndarray) -> np.ndarray:
