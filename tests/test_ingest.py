@@ -580,8 +580,8 @@ def test_nothing_is_printed_without_progress(tmp_path, capfd):
         "events/part-00000.parquet",
         "columns/item.npy",
         "columns/offsets.npy",
-        "users.parquet",
-        "items.parquet",
+        "users.arrow",
+        "items.arrow",
         "manifest.json",
     ],
 )

@@ -7,33 +7,57 @@ import pyarrow.compute as pc
 from tenrec_jax.data.arrow import as_arrow, as_numpy
 from tenrec_jax.data.schema import Column
 
+DIRECT_IDS = 1 << 23
+
 
 class IntegerIds:
-    """Dense ids 1, 2, ... of raw int64 ids, in order of first appearance, in about 12 bytes an id.
+    """Dense ids 1, 2, ... of raw int64 ids, in order of first appearance.
 
-    The known ids lie in sorted runs, each at least twice as long as the next (a log-structured merge), so that a block of new ids costs
-    no pass over all known ones.
+    As long as all raw ids lie in 0..`DIRECT_IDS` - 1, as those of most logs do, an array tells the dense id of each. From the first other
+    one on, the known ids lie in sorted runs, 12 bytes an id, each at least twice as long as the next (a log-structured merge), so that a
+    block of new ids costs no pass over all known ones.
     """
 
     def __init__(self) -> None:
+        self._direct: np.ndarray | None = np.zeros(DIRECT_IDS, np.int32)  # memory is taken where it is written
         self._runs: list[tuple[np.ndarray, np.ndarray]] = []
         self._raw: list[np.ndarray] = []
         self.count = 0
 
     def encode(self, raw_R: pa.Array) -> np.ndarray:
         """Dense ids of raw ids, int32 [R]; new ones are numbered on."""
+        raw = as_numpy(raw_R)
+        if self._direct is not None and len(raw) and not 0 <= raw.min() <= raw.max() < DIRECT_IDS:
+            self._direct = None
+            if self.count:
+                self._add_run(as_numpy(self.raw()), np.arange(1, self.count + 1, dtype=np.int32))
+        return self._encode_by_runs(raw_R) if self._direct is None else self._encode_directly(raw, self._direct)
+
+    def _encode_directly(self, raw_R: np.ndarray, dense_of: np.ndarray) -> np.ndarray:
+        dense_R = dense_of[raw_R]
+        is_new_R = dense_R == 0
+        if is_new_R.any():
+            new = as_numpy(as_arrow(raw_R[is_new_R]).unique())
+            dense_of[new] = self._number(new)
+            dense_R[is_new_R] = dense_of[raw_R[is_new_R]]
+        return dense_R
+
+    def _encode_by_runs(self, raw_R: pa.Array) -> np.ndarray:
         encoded = raw_R.dictionary_encode()
         distinct_D = as_numpy(encoded.dictionary)
         dense_D = self._find(distinct_D)
         is_new_D = dense_D == 0
         new = distinct_D[is_new_D]
         if len(new):
-            dense = np.arange(self.count + 1, self.count + 1 + len(new), dtype=np.int32)
-            dense_D[is_new_D] = dense
-            self._raw.append(new)
-            self.count += len(new)
+            dense_D[is_new_D] = dense = self._number(new)
             self._add_run(new, dense)
         return dense_D[as_numpy(encoded.indices)]
+
+    def _number(self, new: np.ndarray) -> np.ndarray:
+        """The dense ids of raw ids that are new, each once."""
+        self._raw.append(new)
+        self.count += len(new)
+        return np.arange(self.count + 1 - len(new), self.count + 1, dtype=np.int32)
 
     def raw(self) -> pa.Array:
         """Raw ids of the dense ids 1, 2, ..."""
@@ -101,10 +125,12 @@ class Feature:
         code_R = self._codes(values)
         if count >= len(self._code):
             self._code = np.concatenate([self._code, np.zeros(max(count + 1, len(self._code)), np.int32)])
-        fresh = np.flatnonzero((code_R != 0) & (self._code[id_R] == 0))[::-1]
+        known_R, given_R = self._code[id_R], code_R != 0
+        fresh = np.flatnonzero(given_R & (known_R == 0))[::-1]
         if len(fresh):  # what is complete may be read-only
             self._code[id_R[fresh]] = code_R[fresh]  # from the last row to the first, which stays
-        return (code_R != 0) & (code_R != self._code[id_R])
+            known_R[fresh] = self._code[id_R[fresh]]
+        return given_R & (code_R != known_R)
 
     def codes(self, count: int) -> np.ndarray:
         """Codes of the dense ids 1..count, int32."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from tenrec_jax.data.arrow import as_arrow, as_numpy
 from tenrec_jax.data.dictionaries import Feature, make_ids
-from tenrec_jax.data.interactions import Items, Users, with_neutral
+from tenrec_jax.data.interactions import Items, Users
 from tenrec_jax.data.schema import CONFLICTS, ITEM, USER, Kind, Role
 
 _FEATURES_OF = {USER: Role.USER_FEATURE, ITEM: Role.ITEM_FEATURE}
@@ -78,11 +78,18 @@ class Encoder:
     def _dictionary(self, key: str, record: type) -> list[np.ndarray]:
         """The fields of `Users` or `Items`; a feature that no column fills is missing throughout."""
         ids, found = self._ids[key], self._features[key]
-        columns = [with_neutral(ids.raw(), is_id=True)]
+        columns = [_with_nobody(ids.raw())]
         for field in fields(record)[1:]:
             code = found[field.name][1].codes(ids.count) if field.name in found else np.zeros(ids.count, np.int32)
             columns.append(np.concatenate([[np.int32(0)], code]))
         return columns
+
+
+def _with_nobody(raw: pa.Array) -> np.ndarray:
+    """Raw ids with the entry of nobody in front."""
+    if pa.types.is_string(raw.type):
+        return np.asarray(["", *raw.to_pylist()], object)
+    return np.concatenate([[np.int64(-1)], as_numpy(raw)])
 
 
 def telling_rows(rows: pa.RecordBatch, kind: Kind) -> pa.RecordBatch:

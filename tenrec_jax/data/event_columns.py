@@ -43,13 +43,15 @@ class EventColumns:
     def append(self, rows: pa.Table) -> None:
         """Add a shard's rows."""
         user_R, item_R = as_numpy(rows[USER]), as_numpy(rows[ITEM])
-        labels_RA = np.stack([as_numpy(rows[name]) for name in self._labels], axis=1)
+        labels_RA = np.empty((rows.num_rows, len(self._labels)), np.int8)
+        for action, name in enumerate(self._labels):
+            labels_RA[:, action] = as_numpy(rows[name])
+            self._positive_A[action] += np.count_nonzero(labels_RA[:, action])
         for file, values in zip(self._files.values(), (user_R, item_R, labels_RA), strict=True):
             file.append(values)
         lowest = int(user_R[0])
         lengths = np.bincount(user_R - lowest)
         self._length_U[lowest : lowest + len(lengths)] += lengths
-        self._positive_A += labels_RA.sum(axis=0, dtype=np.int64)
         self._rows += len(user_R)
 
     def close(self) -> dict[str, int]:

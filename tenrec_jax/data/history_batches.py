@@ -1,5 +1,6 @@
 """Training examples of one target each: a clicked row, the user's history before it and negatives of its own."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -64,6 +65,7 @@ class HistoryBatches:
     ) -> None:
         self._table, self._vocabulary, self._seed = table, vocabulary, seed
         self._history, self._batch_size = history, batch_size
+        self._pool = ThreadPoolExecutor(1)
         self._columns = _TrainColumns.of(table, split, history)
         self._sampler = ExcludingSampler(items, UserPositives(table, split), count=negatives, seed=seed)
         self.steps_per_epoch = len(self._columns.clicked) // batch_size
@@ -84,11 +86,12 @@ class HistoryBatches:
         epoch, place = divmod(step, self.steps_per_epoch)
         example = self._order(epoch)[place * self._batch_size : (place + 1) * self._batch_size]
         position, user = self._columns.clicked[example], self._columns.clicking_user[example]
+        timeline = self._pool.submit(self._timeline, position[rows], user[rows])
         negative_BC = self._sampler.draw(step, user, rows)
-        position, user = position[rows], user[rows]
+        position = position[rows]
         columns = self._columns
         label_BA = columns.unpacked(columns.packed[position])
-        return HistoryBatch(self._timeline(position, user), columns.item[position], label_BA, negative_BC)
+        return HistoryBatch(timeline.result(), columns.item[position], label_BA, negative_BC)
 
     def _timeline(self, position: np.ndarray, user: np.ndarray) -> Timeline:
         table, columns, length = self._table, self._columns, self._history

@@ -2,7 +2,7 @@
 
     events/part-*.parquet   every column of the source, user and item as dense ids; one block of rows a user, row groups of whole users
     columns/*.npy           user, item, labels and the blocks' offsets, to be memory-mapped
-    users.parquet           raw id and features of dense users 1..U        items.parquet   likewise of dense items 1..N
+    users.arrow             raw id and features of dense users, to be memory-mapped        items.arrow   likewise of dense items
     quarantine.csv          the rows that were refused; only where there are any
     manifest.json           sources, hashes and counts; written last, and the folder is renamed into place after it
 
@@ -14,15 +14,12 @@ work, this process or Ray, and this module alone writes the table.
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from tenrec_jax.data.arrow import as_arrow
 from tenrec_jax.data.encoder import Encoder
 from tenrec_jax.data.engines import ENGINES, LOCAL, Engine, open_engine
 from tenrec_jax.data.event_columns import EventColumns
@@ -34,6 +31,7 @@ from tenrec_jax.data.interactions import (
     array_sha256,
     dictionary_arrays,
     sha256_of_arrays,
+    write_dictionary,
 )
 from tenrec_jax.data.logs import Log, open_log, source_files
 from tenrec_jax.data.manifest import (
@@ -237,8 +235,7 @@ def _write_events(
         counts = columns.close()
     counts |= {"items": len(items.raw_id) - 1} | oddities._asdict() | {"bad_rows": encoded.bad_rows}
     for record, name in ((users, USERS_FILE), (items, ITEMS_FILE)):
-        content = pa.table({field.name: as_arrow(getattr(record, field.name)[1:]) for field in fields(record)})
-        pq.write_table(content, folder / name, compression="zstd", write_page_checksum=True)
+        write_dictionary(record, folder / name)
         flush(folder / name)
     arrays = [*dictionary_arrays(users), *dictionary_arrays(items)]
     described = [(name, array.dtype.str, array.shape, array_sha256(array).hexdigest()) for name, array in arrays]

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tenrec_jax.data.arrow import as_numpy
+from tenrec_jax.data.arrow import as_arrow, as_numpy
 from tenrec_jax.data.manifest import check_files_once, read_manifest
 
 RawId = int | str
 
-EVENTS_FOLDER, USERS_FILE, ITEMS_FILE = "events", "users.parquet", "items.parquet"
+EVENTS_FOLDER, USERS_FILE, ITEMS_FILE = "events", "users.arrow", "items.arrow"
 USER_COLUMN, ITEM_COLUMN, LABELS_COLUMN, OFFSETS = (
     f"columns/{name}.npy" for name in ("user", "item", "labels", "offsets")
 )
@@ -237,18 +237,20 @@ def _mapped(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
+def write_dictionary(record: Users | Items, path: Path) -> None:
+    """Write the arrays of `Users` or `Items` as an Arrow file, which opens as a memory map."""
+    columns = {field.name: as_arrow(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    batch = pa.RecordBatch.from_pydict(columns)
+    with pa.ipc.new_file(str(path), batch.schema) as writer:
+        writer.write_batch(batch)
+
+
 def _dictionary(path: Path, record: type) -> list[np.ndarray]:
-    """The fields of `Users` or `Items`, with the neutral entry 0 in front."""
-    fields = [field.name for field in dataclasses.fields(record)]
-    # Not `pq.read_table`: it loads Arrow's datasets and file systems, which takes longer than all the rest.
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        table = file.read(columns=fields)
-    return [with_neutral(table[name].combine_chunks(), is_id=place == 0) for place, name in enumerate(fields)]
-
-
-def with_neutral(values: pa.Array, *, is_id: bool) -> np.ndarray:
-    """A dictionary's column as an array by dense id, with the entry of nobody in front."""
-    if pa.types.is_string(values.type):
-        return np.asarray(["", *values.to_pylist()], object)
-    column = as_numpy(values)
-    return np.concatenate([np.asarray([-1 if is_id else 0], column.dtype), column])
+    """The fields of `Users` or `Items`."""
+    with pa.memory_map(str(path)) as file:
+        batch = pa.ipc.open_file(file).get_batch(0)
+    columns = [batch[field.name] for field in dataclasses.fields(record)]
+    return [
+        np.asarray(column.to_pylist(), object) if pa.types.is_string(column.type) else as_numpy(column)
+        for column in columns
+    ]

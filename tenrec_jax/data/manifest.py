@@ -11,7 +11,7 @@ from tenrec_jax.data.id_types import AUTO
 from tenrec_jax.errors import UserError
 from tenrec_jax.files import read_json, sha256_of, write_text
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 VERIFIED_FILE = "verified.json"
 

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tenrec_jax.data.arrow import as_arrow, as_numpy
 from tenrec_jax.data.schema import CONFLICTS, ITEM, USER
 
-BUCKET_USERS = 8192
+BUCKET_USERS = 4096
 CHUNK_ROWS = 1 << 21
 ROW_GROUP_ROWS = 1 << 17
 
@@ -162,15 +163,15 @@ def in_order(rows: pa.Table, order: RowOrder, actions: Sequence[str]) -> tuple[p
 def _repeats(rows: pa.Table, actions: Sequence[str]) -> tuple[Oddities, np.ndarray]:
     """The counts, and the numbers of the rows that equal an earlier row."""
     pair_R = as_numpy(rows[USER]).astype(np.int64) << 32 | as_numpy(rows[ITEM])
-    order = np.argsort(pair_R, kind="stable")  # the fast one where users stand in blocks
-    is_again = pair_R[order[1:]] == pair_R[order[:-1]]
-    again = np.flatnonzero(is_again)
+    sorted_R = np.sort(pair_R, kind="stable")  # the fast one where users stand in blocks
+    again = sorted_R[1:][sorted_R[1:] == sorted_R[:-1]]
     if not len(again):
         return Oddities(), again
-    suspect = np.sort(order[np.union1d(again, again + 1)])
+    suspect = np.flatnonzero(as_numpy(pc.is_in(as_arrow(pair_R), value_set=as_arrow(again).unique())))
     suspects = rows.take(as_arrow(suspect))
-    _, first = np.unique(np.concatenate([_numbered(column) for column in suspects.columns]), axis=1, return_index=True)
-    duplicates = np.setdiff1d(np.arange(len(suspect)), first)
+    values = np.concatenate([_numbered(column) for column in suspects.columns])
+    order = np.lexsort(values)  # of equal rows, the first of the source stays first
+    duplicates = np.sort(order[1:][(values[:, order[1:]] == values[:, order[:-1]]).all(axis=0)])
     _, start = np.unique(np.sort(pair_R[suspect]), return_index=True)
     label_RA = np.stack([as_numpy(suspects[name]) for name in actions], axis=1)[np.argsort(pair_R[suspect])]
     differs_A = np.maximum.reduceat(label_RA, start) != np.minimum.reduceat(label_RA, start)
