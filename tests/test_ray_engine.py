@@ -108,7 +108,7 @@ def test_the_table_is_the_local_engines_byte_for_byte(tmp_path, monkeypatch, two
     (tmp_path / "log.csv").write_bytes(data)
     local, on_ray = both(tmp_path, tmp_path / "log.csv", kind, **options)
     assert local == on_ray
-    assert len([name for name in local if name.startswith("events/")]) == (3 if case.startswith("several") else 1)
+    assert len([name for name in local if name.startswith("events/")]) == (5 if case.startswith("several") else 1)
 
 
 def test_a_folder_of_shards_gives_the_table_of_the_local_engine(tmp_path, two_workers):
