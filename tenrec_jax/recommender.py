@@ -247,4 +247,4 @@ def _probabilities(
     category_BC: jax.Array,
 ) -> jax.Array:
     model = nnx.merge(graphdef, parameters)
-    return jax.nn.sigmoid(model.score(model.extend(model.start(profile), events), item_BC, category_BC))
+    return jax.nn.sigmoid(model.score_after(profile, events, item_BC, category_BC))

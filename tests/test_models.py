@@ -82,12 +82,13 @@ def test_the_ranker_serves_what_it_trains(positions: str, user_id: bool, attenti
     def served(events: Events, item: np.ndarray, category: np.ndarray) -> jax.Array:
         return model.score(model.extend(model.start(users(full)), events), item, category)
 
-    score, extend = jax.jit(model.score), jax.jit(model.extend)
+    score, extend, score_after = jax.jit(model.score), jax.jit(model.extend), jax.jit(model.score_after)
     state = model.start(users(full))
     for t in range(12):
-        logits = served(timeline(12, real=t).events, item[:, t : t + 1], category[:, t : t + 1])
-        np.testing.assert_allclose(logits[:, 0], trained[:, t], atol=1e-5)
-        one_by_one = score(state, item[:, t : t + 1], category[:, t : t + 1])
+        before, candidate = timeline(12, real=t).events, (item[:, t : t + 1], category[:, t : t + 1])
+        np.testing.assert_allclose(served(before, *candidate)[:, 0], trained[:, t], atol=1e-5)
+        np.testing.assert_allclose(score_after(users(full), before, *candidate)[:, 0], trained[:, t], atol=1e-5)
+        one_by_one = score(state, *candidate)
         np.testing.assert_allclose(one_by_one[:, 0], trained[:, t], atol=1e-5)
         event = Events(*(field[:, t : t + 1] for field in full.events))
         state = extend(state, event)

@@ -65,7 +65,7 @@ class Ways:
         self.encode = compiled(_encode)
         self.extend = compiled(lambda ranker, state, events: ranker.extend(state, events))
         self.score = compiled(lambda ranker, state, *candidates: ranker.score(state, *candidates))
-        self.isolated = compiled(lambda ranker, log, *candidates: ranker.score(_encode(ranker, *log), *candidates))
+        self.isolated = compiled(lambda ranker, log, *candidates: ranker.score_after(*log, *candidates))
         self.extend_and_score = compiled(
             lambda ranker, state, events, *candidates: ranker.score(ranker.extend(state, events), *candidates)
         )

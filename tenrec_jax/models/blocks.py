@@ -252,6 +252,26 @@ class Encoder(nnx.Module):
 
         return self._final(self._scan(layer, x_BCD, state.memory, None)[0])
 
+    def isolated_after(self, x_BTD: Array, mask_BT: Array, x_BCD: Array) -> Array:
+        """`isolated` with the state of these context tokens, in one pass over the layers: what it costs to read weights is paid once.
+
+        Args:
+            x_BTD: context tokens; the first is the user's. mask_BT: True on real ones; padding stands at the end.
+            x_BCD: candidates.
+        """
+        places = places_of(mask_BT)
+        position_BC = jnp.broadcast_to(mask_BT.sum(1, dtype=jnp.int32)[:, None], x_BCD.shape[:2])
+
+        def layer(
+            block: Block, tokens: tuple[Array, Array], start: Any, rngs: nnx.Rngs | None
+        ) -> tuple[tuple[Array, Array], None]:
+            context_BTD, memory = block(tokens[0], lambda y: block.attention.extend(y, places, start), rngs)
+            target_BCD, _ = block(tokens[1], lambda y: (block.attention.isolated(y, position_BC, memory), None), rngs)
+            return (context_BTD, target_BCD), None
+
+        (_, target_BCD), _ = self._scan(layer, (x_BTD, x_BCD), self.start(len(x_BTD)).memory, None)
+        return self._final(target_BCD)
+
     def timeline(self, x_BTD: Array, target_BTD: Array, places: Places, key: Array | None = None) -> Array:
         """Encode a target at every position of timelines in one pass.
 

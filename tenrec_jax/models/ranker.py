@@ -106,6 +106,16 @@ class Ranker(nnx.Module):
         encoded_BCD = self.encoder.isolated(state.encoder, target_BCD)
         return self._logits(encoded_BCD, item_BC, state.bias_BA[:, None])
 
+    def score_after(self, profile: Profile, events: Events, item_BC: Array, category_BC: Array) -> Array:
+        """`score` from the state of users [B] after events, for whoever keeps no states: one pass over the layers."""
+        place_BT = jnp.broadcast_to(jnp.arange(events.item.shape[1]), events.item.shape)
+        event_BTD = event_tokens(self.items, self.events, events, place_BT)
+        x_BTD = jnp.concatenate([self.users(profile)[:, None], event_BTD], axis=1)
+        mask_BT = jnp.pad(events.mask, ((0, 0), (1, 0)), constant_values=True)
+        target_BCD = self._target(item_BC, category_BC, events.mask.sum(1, dtype=jnp.int32)[:, None])
+        encoded_BCD = self.encoder.isolated_after(x_BTD, mask_BT, target_BCD)
+        return self._logits(encoded_BCD, item_BC, self._bias(profile)[:, None])
+
     def _target(self, item: Array, category: Array, place: Array) -> Array:
         return self.events.candidates(self.items(item, category), place)
 
