@@ -23,7 +23,7 @@ from tenrec_jax.data.batches import TrainVocabulary
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.errors import UserError
 from tenrec_jax.files import read_json, sha256_of, write_json
-from tenrec_jax.models.features import Vocabulary
+from tenrec_jax.models.features import FeatureConfig, Vocabulary
 from tenrec_jax.models.ranker import Ranker, RankerConfig
 from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
 from tenrec_jax.parameters import assembled, named
@@ -70,8 +70,9 @@ class Artifact:
     version: str
     actions: tuple[str, ...]
     retrieval: Model
+    retrieval_features: FeatureConfig
     ranking: Model | None
-    max_length: int
+    ranking_features: FeatureConfig | None
     index: ItemIndex
     catalogue: Catalogue
     serving: ServingConfig
@@ -184,16 +185,17 @@ def load(folder: Path) -> Artifact:
     vocabulary = from_mapping(manifest["vocabulary"], Vocabulary, "vocabulary")
     retrieval_config = from_mapping(manifest["retrieval"], TwoTowerConfig, "retrieval")
     retrieval = two_tower(retrieval_config, vocabulary)
-    ranking = None
+    ranking = ranking_config = None
     if manifest["ranking"] is not None:
-        ranking = ranker(from_mapping(manifest["ranking"], RankerConfig, "ranking"), vocabulary)
-        ranking = with_weights(ranking, folder / RANKING_WEIGHTS)
+        ranking_config = from_mapping(manifest["ranking"], RankerConfig, "ranking")
+        ranking = with_weights(ranker(ranking_config, vocabulary), folder / RANKING_WEIGHTS)
     return Artifact(
         version=manifest["version"],
         actions=tuple(manifest["actions"]),
         retrieval=with_weights(retrieval, folder / RETRIEVAL_WEIGHTS),
+        retrieval_features=retrieval_config.features,
         ranking=ranking,
-        max_length=retrieval_config.features.max_length,
+        ranking_features=ranking_config and ranking_config.features,
         index=load_index(folder / INDEX),
         catalogue=_load_catalogue(folder, manifest["actions"]),
         serving=from_mapping(read_json(folder / "rules.json"), ServingConfig, "rules"),

@@ -41,7 +41,8 @@ from tenrec_jax.files import read_json, write_json, write_text
 from tenrec_jax.retrieval.index import IndexConfig, build_index, load_index, recall_against_exact
 from tenrec_jax.run_data import RunData
 from tenrec_jax.training.parallel import DataParallel
-from tenrec_jax.training.trainer import Task, TrainConfig, fit
+from tenrec_jax.training.tasks import RankingTask, RetrievalTask
+from tenrec_jax.training.trainer import TrainConfig, fit
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class Pipeline:
         evaluator = self._data.retrieval_evaluator(Part.VALIDATION, self.config.retrieval.selection_users)
 
         def evaluate(parameters: Any) -> tuple[float, dict[str, float]]:
-            rank_P = evaluator.run(task.graphdef, parameters).rank
+            rank_P = evaluator.run(task.graphdef, task.whole(parameters)).rank
             ndcg = float(gains(rank_P, 10).mean())
             return ndcg, {"validation/recall@10": float(hits(rank_P, 10).mean()), "validation/ndcg@10": ndcg}
 
@@ -171,7 +172,7 @@ class Pipeline:
         label_R, user_R = self._data.table.labels_RA[rows, 0], self._data.table.user_R[rows]
 
         def evaluate(parameters: Any) -> tuple[float, dict[str, float]]:
-            probability_R = evaluator.run(task.graphdef, parameters)[rows, 0]
+            probability_R = evaluator.run(task.graphdef, task.whole(parameters))[rows, 0]
             pooled, grouped = auc(label_R, probability_R), grouped_auc(label_R, probability_R, groups=user_R).value
             return (pooled + grouped) / 2, {"validation/click_auc": pooled, "validation/click_gauc": grouped}
 
@@ -194,10 +195,12 @@ class Pipeline:
         )
         write_report(self.workdir)
 
-    def _fit(self, task: Task, config: TrainConfig, weights: str) -> None:
+    def _fit(self, task: RetrievalTask | RankingTask, config: TrainConfig, weights: str) -> None:
+        for line in task.collisions():
+            logger.info("%s", line)
         result = fit(task, config, workdir=self.workdir, seed=self.config.seed, parallel=self._parallel)
         if self._parallel.is_main:
-            artifact.save_weights(self.recommender / weights, result.parameters)
+            artifact.save_weights(self.recommender / weights, task.whole(result.parameters))
 
     def _results(self, part: Part) -> dict[str, Any]:
         bootstrap = {"seed": self.config.seed, "resamples": self.config.evaluation.resamples}
@@ -237,7 +240,8 @@ class Pipeline:
         }
 
     def _item_vectors(self) -> np.ndarray:
-        return np.asarray(item_vectors(*self._two_tower, self._data.trained, self._data.table))
+        model_ids = self._data.model_ids(self.config.retrieval.model.features)
+        return np.asarray(item_vectors(*self._two_tower, model_ids, self._data.table))
 
     @cached_property
     def _two_tower(self) -> artifact.Model:

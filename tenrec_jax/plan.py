@@ -19,6 +19,7 @@ def describe(config: RunConfig) -> str:
     source = config.data.path or f"a synthetic twin of {config.data.twin_rows:,} rows (seed {config.data.twin_seed})"
     stages = [stage for stage in STAGES if stage != "ranking" or config.ranking.enabled]
     models = {"two-tower": artifact.two_tower(config.retrieval.model, EXAMPLE_VOCABULARY)}
+    features = {"two-tower": config.retrieval.model.features, "ranker": config.ranking.model.features}
     if config.ranking.enabled:
         models["ranker"] = artifact.ranker(config.ranking.model, EXAMPLE_VOCABULARY)
     lines = [
@@ -30,5 +31,5 @@ def describe(config: RunConfig) -> str:
     for name, model in models.items():
         overview = parameter_overview.get_parameter_overview(nnx.to_pure_dict(model.parameters), include_stats=False)
         size = f"{EXAMPLE_VOCABULARY.users - 1:,} users and {EXAMPLE_VOCABULARY.items - 1:,} items"
-        lines += [f"\n{name}, for a log of {size}:", overview]
+        lines += [f"\n{name}, for a log of {size}:", overview, *features[name].expected_collisions(EXAMPLE_VOCABULARY)]
     return "\n".join(lines) + "\n"

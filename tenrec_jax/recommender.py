@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from tenrec_jax import artifact
 from tenrec_jax.data.interactions import RawId, RawIdIndex
 from tenrec_jax.errors import UserError
+from tenrec_jax.models.features import FeatureConfig
+from tenrec_jax.models.hashing import hash_rows
+from tenrec_jax.parameters import assembled, named
 from tenrec_jax.timeline import Events, Profile
+from tenrec_jax.training.id_spaces import HASHED, ITEM, USER
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ class Recommender:
 
     def __init__(self, loaded: artifact.Artifact) -> None:
         self._artifact = loaded
-        self._lengths = np.asarray(_padded_lengths(loaded.max_length))
+        self._max_length = loaded.retrieval_features.max_length
+        self._lengths = np.asarray(_padded_lengths(self._max_length))
         catalogue = loaded.catalogue
         self._users, self._items = RawIdIndex(catalogue.user_id), RawIdIndex(catalogue.item_id)
 
@@ -124,12 +130,13 @@ class Recommender:
         if (user_id is None) == (history is None):
             raise UserError("Give either a user_id or a history, not both and not neither.")
         user = self._known_user(user_id) if history is None else self._new_user(history)
-        profile, events = self._inputs(user)
-        query_BD = np.asarray(_query(*self._artifact.retrieval, profile, events))
+        retrieval = self._artifact.retrieval
+        inputs = self._inputs(user, retrieval.parameters, self._artifact.retrieval_features)
+        query_BD = np.asarray(_query(retrieval.graphdef, *inputs))
         queried = time.perf_counter()
         item_C, score_C, removed = self._candidates(query_BD, user, int(k), exclude_seen)
         searched = time.perf_counter()
-        items = self._rank(profile, events, item_C, score_C)[:k]
+        items = self._rank(user, item_C, score_C)[:k]
         ranked = time.perf_counter()
         seconds = {
             "query": queried - began, "search": searched - queried, "rank": ranked - searched, "total": ranked - began
@@ -164,18 +171,34 @@ class Recommender:
         action[:, 0] = 1
         return _User(0, item, action, tuple(entry for entry, dense in zip(raw, item, strict=True) if dense == 0))
 
-    def _inputs(self, user: _User) -> tuple[Profile, Events]:
-        catalogue = self._artifact.catalogue
-        item, action = user.item[-self._artifact.max_length :], user.action[-self._artifact.max_length :]
+    def _inputs(self, user: _User, parameters: nnx.State, features: FeatureConfig) -> tuple[nnx.State, Profile, Events]:
+        """What a stage reads of a user. Items outside the catalogue are unknown to it, or have rows by their hashes."""
+        catalogue, hashed = self._artifact.catalogue, features.hashed_tables
+        item, action = user.item[-self._max_length :], user.action[-self._max_length :]
         padding = int(self._lengths[np.searchsorted(self._lengths, len(item))]) - len(item)
         one = np.asarray([user.user])
+        known = item if ITEM in hashed else catalogue.trained_item[item]
+        outside = np.flatnonzero(item == 0)
+        if ITEM in hashed and len(outside):
+            rows_Sk = np.tile(hashed[ITEM].unknown_k, (len(item) + padding, 1))
+            rows_Sk[outside] = hash_rows(self._raw_array(user.unknown_items[-len(outside) :]), hashed[ITEM])
+            # Numbered behind the catalogue, by their place in the history: one shape for all histories of a padded length.
+            known = np.where(item == 0, len(catalogue.item_id) + np.arange(len(item), dtype=np.int32), item)
+            parameters = _with_rows(parameters, rows_Sk)
         events = Events(
-            item=np.pad(catalogue.trained_item[item], (0, padding))[None],
+            item=np.pad(known, (0, padding))[None],
             category=np.pad(catalogue.category[item], (0, padding))[None],
             action=np.pad(action, ((0, padding), (0, 0)))[None],
             mask=np.pad(np.ones(len(item), bool), (0, padding))[None],
         )
-        return Profile(catalogue.trained_user[one], catalogue.gender[one], catalogue.age[one]), events
+        user_1 = one if USER in hashed else catalogue.trained_user[one]
+        return parameters, Profile(user_1, catalogue.gender[one], catalogue.age[one]), events
+
+    def _raw_array(self, raw: Sequence[RawId]) -> np.ndarray:
+        """Raw ids as `hash_rows` takes them; integers of more than 64 bits, which no log holds, lose the upper ones."""
+        if self.ids_are_text[1]:
+            return np.asarray(raw, object)
+        return np.asarray([int(entry) % 2**64 for entry in raw], np.uint64).view(np.int64)
 
     def _candidates(
         self, query_BD: np.ndarray, user: _User, k: int, exclude_seen: bool
@@ -188,18 +211,17 @@ class Recommender:
         fresh = real & ~np.isin(item_C, seen)
         return item_C[fresh][:wanted], score_C[fresh][:wanted], int(real.sum() - fresh.sum())
 
-    def _rank(self, profile: Profile, events: Events, item_C: np.ndarray, score_C: np.ndarray) -> list[RecommendedItem]:
-        catalogue, ranking = self._artifact.catalogue, self._artifact.ranking
+    def _rank(self, user: _User, item_C: np.ndarray, score_C: np.ndarray) -> list[RecommendedItem]:
+        catalogue, ranking, features = self._artifact.catalogue, self._artifact.ranking, self._artifact.ranking_features
         raw_C = catalogue.item_id[item_C].tolist()
-        if ranking is None or not len(item_C):
+        if ranking is None or features is None or not len(item_C):
             return [RecommendedItem(i, float(s), float(s), {}) for i, s in zip(raw_C, score_C, strict=True)]
         padding = (1 << (len(item_C) - 1).bit_length()) - len(item_C)
         padded_1C = np.pad(item_C, (0, padding))[None]
         probability_CA = np.asarray(
             _probabilities(
-                *ranking,
-                profile,
-                events,
+                ranking.graphdef,
+                *self._inputs(user, ranking.parameters, features),
                 catalogue.trained_item[padded_1C],
                 catalogue.category[padded_1C],
             )
@@ -229,6 +251,12 @@ def _raw_id(value: object, name: str, *, is_text: bool) -> RawId:
 def _padded_lengths(max_length: int, smallest: int = 32) -> tuple[int, ...]:
     """Lengths to which a history is padded: powers of two up to `max_length`. Each costs one compilation."""
     return (*(smallest << i for i in range(32) if smallest << i < max_length), max_length)
+
+
+def _with_rows(parameters: nnx.State, rows_Sk: np.ndarray) -> nnx.State:
+    """Parameters of a model that knows some more items, behind its own, by these rows of its hashed table."""
+    leaves, (_, name) = named(parameters), HASHED[ITEM]
+    return assembled(parameters, leaves | {name: jnp.concatenate([leaves[name], rows_Sk])})
 
 
 @jax.jit(static_argnums=0)

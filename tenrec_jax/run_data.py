@@ -18,7 +18,9 @@ from tenrec_jax.data.spectral import spectral_item_vectors
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.baselines import TrainCounts, item_rate, train_counts, user_rate
 from tenrec_jax.evaluation.evaluator import RankingEvaluator, RetrievalEvaluator
-from tenrec_jax.models.features import Vocabulary
+from tenrec_jax.models.features import FeatureConfig, Vocabulary
+from tenrec_jax.models.hashing import HashedIds
+from tenrec_jax.training.id_spaces import ITEM, USER
 from tenrec_jax.training.tasks import Evaluate, RankingTask, RetrievalTask
 
 
@@ -61,6 +63,19 @@ class RunData:
         """Items that training rows mention: those that can be retrieved."""
         return self.trained.item[self.trained.item > 0]
 
+    def model_ids(self, features: FeatureConfig) -> TrainVocabulary:
+        """The ids by which models know users and items: those that training rows mention, and any where the table is hashed."""
+        user, item = self.trained.user, self.trained.item
+        return TrainVocabulary(
+            user=np.arange(len(user), dtype=np.int32) if USER in features.hashed_tables else user,
+            item=np.arange(len(item), dtype=np.int32) if ITEM in features.hashed_tables else item,
+        )
+
+    def hashed(self, features: FeatureConfig) -> dict[str, HashedIds]:
+        """Where users and items lie in the tables that are hashed, by id space."""
+        raw_id = {ITEM: self.table.items.raw_id, USER: self.table.users.raw_id}
+        return {space: HashedIds.of(raw_id[space], table) for space, table in features.hashed_tables.items()}
+
     @property
     def vocabulary(self) -> Vocabulary:
         """Table sizes of the models."""
@@ -95,6 +110,7 @@ class RunData:
             negatives=NegativeSampler(items, config.negatives, self._config.seed),
             in_batch=PopularItems(clicks_N1, 1.0),
             category=table.items.category,
+            hashed=self.hashed(config.model.features),
             log_q=config.log_q,
             item_start=self._item_start(config),
             evaluate=evaluate,
@@ -115,6 +131,7 @@ class RunData:
             config.model,
             self.vocabulary,
             batches=self._training_batches(config, any_order=config.any_order),
+            hashed=self.hashed(config.model.features),
             action_weights=config.action_weights[: len(actions)],
             pairwise_weight=config.pairwise_weight,
             item_rate=np.stack([item_rate(self.counts, action) for action in actions], axis=1),
@@ -134,13 +151,13 @@ class RunData:
             raise UserError(
                 f"The protocol {self.split.protocol} leaves no {part.name.lower()} clicks in this log: it is too small."
             )
-        max_length = self._config.retrieval.model.features.max_length
+        features = self._config.retrieval.model.features
         return RetrievalEvaluator(
             self.table,
-            self.trained,
+            self.model_ids(features),
             np.flatnonzero(self.split.context_of(Part(part - 1))),
             rows,
-            max_length=max_length,
+            max_length=features.max_length,
             events_per_batch=self._config.retrieval.events_per_batch,
             exclude_seen=self._config.evaluation.exclude_seen,
             max_users=max_users,
@@ -185,7 +202,7 @@ class RunData:
         scored, context = self.split.part_R == part, self.split.context_of(part)
         reader = TimelineReader(
             self.table,
-            self.trained,
+            self.model_ids(config.model.features),
             np.flatnonzero(scored | context).astype(self._row_type),
             scored,
             scored_seen=self.split.ordered or part == Part.TRAIN,

@@ -17,11 +17,13 @@ from tenrec_jax.run_data import RunData
 from tenrec_jax.training.optimizers import Optimizer
 from tenrec_jax.training.parallel import DataParallel, join_processes, leave_processes
 from tenrec_jax.training.tables import TableOptimizerConfig
-from tenrec_jax.training.trainer import Task, compile_step
+from tenrec_jax.training.trainer import Task, compile_step, whole_parameters
 from tenrec_jax.training.workers import end_with_launcher
 
 STEPS, DEVICES = 50, 4
 STAGES = ("retrieval", "ranking")
+CLIP_NORM = 0.5
+PLACEMENTS = ("replicated", "row_sharded")
 # In the training that several processes share: a device draws by its place among all devices.
 DROPOUT = {"retrieval": 0.1, "ranking": 0.0}
 
@@ -80,25 +82,32 @@ def make_task(stage: str, table: Path, dropout: float = 0.0) -> Task:
     return data.retrieval_task(no_evaluation) if stage == "retrieval" else data.ranking_task(no_evaluation)
 
 
-def train(task: Task, parallel: DataParallel, steps: int = STEPS) -> Trained:
-    """Train for some steps.
+def train(task: Task, parallel: DataParallel, steps: int = STEPS, *, row_sharded: bool = False) -> Trained:
+    """Train for some steps, with gradients clipped in most of them.
 
     SGD with momentum, and for the tables Adagrad with a large eps: Adam, and Adagrad with a small one, would turn the rounding of a
     gradient that is zero in truth into a full step.
     """
     rule = TableOptimizerConfig("rowwise_adagrad", eps=1.0)
     optimizer = Optimizer(
-        optax.sgd(0.01, momentum=0.9), rule, dict.fromkeys(task.tables, lambda _: 0.1), task.tables, average_decay=0.5
+        optax.sgd(0.01, momentum=0.9),
+        rule,
+        dict.fromkeys(task.tables, lambda _: 0.1),
+        task.tables,
+        clip_norm=CLIP_NORM,
+        average_decay=0.5,
+        shards=parallel.size if row_sharded else 1,
     )
     parameters, losses = jax.jit(task.init)(jax.random.key(0)), []
-    state = parallel.replicate(optimizer.init(named(parameters)))
+    state = parallel.replicate(optimizer.init(named(parameters)), optimizer.divided)
     step_fn = compile_step(task, optimizer, parallel, like=parameters)
     for step in range(steps):
         batch = task.batch(step, parallel.process_index, parallel.process_count)
         key = jax.random.fold_in(jax.random.key(1), step)
         state, report = step_fn(state, parallel.split(batch.split), batch.shared, batch.ids, key)
         losses.append(float(parallel.unreplicate(report).loss))
-    weights = jax.tree.leaves(optimizer.parameters(parallel.local(parallel.unreplicate(state))))
+    trained = whole_parameters(parallel.unreplicate(state, optimizer.divided), optimizer, parallel, like=parameters)
+    weights = jax.tree.leaves(trained)
     return Trained(np.asarray(losses), np.concatenate([np.ravel(leaf) for leaf in weights]))
 
 
@@ -111,8 +120,10 @@ def main(table: str, out: str, processes: str) -> None:
         raise SystemExit("the environment names no coordinator")
     parallel = DataParallel()
     for stage in STAGES:
-        trained = train(make_task(stage, Path(table), dropout=DROPOUT[stage]), parallel)
-        np.savez(Path(out) / f"{stage}{parallel.process_index}.npz", **trained._asdict())
+        task = make_task(stage, Path(table), dropout=DROPOUT[stage])
+        for placement in PLACEMENTS:
+            trained = train(task, parallel, row_sharded=placement == "row_sharded")
+            np.savez(Path(out) / f"{stage}_{placement}{parallel.process_index}.npz", **trained._asdict())
     leave_processes()
 
 

@@ -1,5 +1,6 @@
 """Devices and processes: the same training on any number of either, and what happens when a process dies."""
 
+import itertools
 import json
 import os
 import signal
@@ -12,11 +13,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from short_training import DROPOUT, STAGES, Trained, make_task, quick_compilation, train, write_table
+from short_training import DROPOUT, PLACEMENTS, STAGES, Trained, make_task, quick_compilation, train, write_table
 
 from tenrec_jax.errors import UserError
+from tenrec_jax.parameters import named
+from tenrec_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel, join_processes
-from tenrec_jax.training.trainer import Batch
+from tenrec_jax.training.tables import TableOptimizerConfig
+from tenrec_jax.training.trainer import Batch, compile_step
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 300  # seconds after which a child process counts as hanging
@@ -72,6 +76,41 @@ def test_fifty_steps_on_more_devices_train_the_same_model(
     assert_same_training(train(make_task(stage, table), DataParallel(jax.local_devices()[:devices], how)), expected)
 
 
+@pytest.mark.parametrize(("how", "devices"), [("pmap", 2), ("shard_map", 2), ("pmap", 4), ("shard_map", 4)])
+def test_fifty_steps_with_tables_divided_by_rows_train_the_same_model(
+    how: str, devices: int, on_one_device: tuple[str, Trained], table: Path
+) -> None:
+    stage, expected = on_one_device
+    parallel = DataParallel(jax.local_devices()[:devices], how)
+    assert_same_training(train(make_task(stage, table), parallel, row_sharded=True), expected)
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_each_device_holds_its_part_of_the_rows_of_every_table_and_of_all_that_is_kept_of_them(
+    how: str, table: Path
+) -> None:
+    task, parallel = make_task("ranking", table), DataParallel(jax.local_devices()[:4], how)
+    optimizer = make_optimizer(
+        OptimizerConfig(tables=TableOptimizerConfig("lazy_adam")), 10, task.tables, average_decay=0.5, shards=4
+    )
+    parameters = jax.jit(task.init)(jax.random.key(0))
+    state = parallel.replicate(optimizer.init(named(parameters)), optimizer.divided)
+    batch, step_fn = task.batch(0), compile_step(task, optimizer, parallel, like=parameters)
+    state, _ = step_fn(state, *batch._replace(split=parallel.split(batch.split)), jax.random.key(1))
+    rows = {name: len(named(parameters)[name]) for name in task.tables}
+    assert any(number % 4 for number in rows.values())
+    for name, number in rows.items():
+        kept = state.table_states[name]
+        width = named(parameters)[name].shape[1]
+        for leaf, columns in (
+            (state.tables[name], width),
+            (kept.moments.mean_and_square_N, 2 * width),
+            (kept.average.lag_ND, width),
+        ):
+            sizes = {shard.device: shard.data.nbytes for shard in leaf.addressable_shards}
+            assert sizes == dict.fromkeys(parallel.devices, -(-number // 4) * columns * 4), name
+
+
 def test_in_batch_negatives_are_those_of_all_devices(table: Path) -> None:
     task = make_task("retrieval", table)
     parameters, batch = jax.jit(task.init)(jax.random.key(0)), task.batch(0)
@@ -100,8 +139,8 @@ def test_two_processes_train_the_model_of_one(table: Path, tmp_path: Path) -> No
     assert process.returncode == 0, out + err
     for stage in STAGES:
         expected = train(make_task(stage, table, dropout=DROPOUT[stage]), DataParallel(jax.local_devices()[:2], "pmap"))
-        for index in range(2):
-            with np.load(tmp_path / f"{stage}{index}.npz") as file:
+        for placement, index in itertools.product(PLACEMENTS, range(2)):
+            with np.load(tmp_path / f"{stage}_{placement}{index}.npz") as file:
                 assert_same_training(Trained(**file), expected)
 
 
@@ -261,10 +300,11 @@ def test_a_local_worker_takes_its_share_of_the_cores_and_a_gpu_unless_told_other
         assert err == f"[worker 1] {['2', '1', '1', *expected]}\n"
 
 
-def launch(table: Path, workdir: Path) -> subprocess.Popen[str]:
+def launch(table: Path, workdir: Path, placement: str) -> subprocess.Popen[str]:
     arguments = [
         f"--config={ROOT / 'tests' / 'tiny_run.py'}",
         f"--config.data.path={table.with_name('log.csv')}",
+        f"--config.retrieval.train.table_placement={placement}",
         f"--workdir={workdir}",
         "--num_processes=2",
     ]
@@ -288,12 +328,13 @@ def children(pid: int) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_goes_on_after_one_was_killed(table: Path, tmp_path: Path) -> None:
-    whole = launch(table, tmp_path / "whole")
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_run_of_two_processes_goes_on_after_one_was_killed(placement: str, table: Path, tmp_path: Path) -> None:
+    whole = launch(table, tmp_path / "whole", placement)
     _, err = whole.communicate(timeout=DEADLINE)
     assert whole.returncode == 0, err
 
-    killed = launch(table, tmp_path / "killed")
+    killed = launch(table, tmp_path / "killed", placement)
     for line in killed.stderr:
         # The bar shows a best value when an evaluation has been, and its checkpoint is being written.
         if "best=0" in line:
@@ -305,7 +346,7 @@ def test_a_run_of_two_processes_goes_on_after_one_was_killed(table: Path, tmp_pa
     assert "same command resumes" in err
     assert not (tmp_path / "killed" / "DONE").exists()
 
-    again = launch(table, tmp_path / "killed")
+    again = launch(table, tmp_path / "killed", placement)
     out, err = again.communicate(timeout=DEADLINE)
     assert again.returncode == 0, err
     assert "recall@10" in out

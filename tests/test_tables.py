@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tenrec_jax.training import tables
+from tenrec_jax.training.optimizers import Optimizer, TrainState
 from tenrec_jax.training.parallel import AXIS, DataParallel
 from tenrec_jax.training.tables import TableOptimizerConfig, TableState, UniqueIds, unique_ids
 
@@ -308,6 +309,42 @@ def test_devices_that_share_a_batch_agree_with_one_device() -> None:
     for device in range(4):
         np.testing.assert_array_equal(many[device], many[0])
     np.testing.assert_allclose(many[0], one[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+@pytest.mark.parametrize("config", KINDS)
+@pytest.mark.parametrize("weight_decay", [0.2, 16.0])
+def test_rows_divided_over_devices_decay_and_average_by_the_dense_formulas(
+    config: TableOptimizerConfig, weight_decay: float, how: Any
+) -> None:
+    """42 rows on four devices, two of them padding, which stays zero; every step is clipped by the norm of the whole gradient."""
+    config, rows = TableOptimizerConfig(config.kind, b2=config.b2, weight_decay=weight_decay), 42
+    table, reference = draw(rows, D), DenseReference(config, draw(rows, D))
+    parallel = DataParallel(jax.local_devices()[:4], how)
+    rates = {"table": lambda step: jnp.asarray([schedule(s) for s in range(100)])[step]}
+    spaces = {"table": "id"}
+    optimizer = Optimizer(optax.sgd(0.1), config, rates, spaces, clip_norm=1.0, average_decay=0.5, shards=4)
+
+    def step(state: TrainState, _: jax.Array, ids: dict, gradient_PD: jax.Array) -> tuple:
+        row_D = optimizer.rows(state, ids)
+        state, norms = optimizer.update(state, ids, {}, {"table": gradient_PD})
+        return state, (row_D, norms)
+
+    step_fn = parallel.compile(step, broadcast=(2, 3), divided=optimizer.divided)
+    state = parallel.replicate(optimizer.init({"table": jnp.asarray(table)}), optimizer.divided)
+    for number in range(100):
+        unique, gradient_PD = sparse_batch(number, rows)
+        state, told = step_fn(state, parallel.split(np.zeros(4)), {"id": unique.ids_P}, gradient_PD)
+        row, norms = parallel.unreplicate(told)
+        real, norm = unique.ids_P < rows, np.linalg.norm(gradient_PD)
+        np.testing.assert_allclose(row["table"][real], reference.table[unique.ids_P[real]], rtol=1e-5, atol=2e-6)
+        assert float(norms.gradient) == pytest.approx(norm, rel=1e-5)
+        reference.step(unique.ids_P, gradient_PD * min(1.0, 1.0 / norm), schedule(number), 0.5)
+    whole = parallel.local(parallel.unreplicate(state, optimizer.divided))
+    stored, kept = whole.tables["table"], whole.table_states["table"]
+    np.testing.assert_allclose(tables.current_table(stored, kept)[:rows], reference.table, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(tables.average_table(stored, kept)[:rows], reference.average, rtol=1e-5, atol=2e-6)
+    np.testing.assert_array_equal(stored[rows:], 0)
 
 
 @pytest.mark.parametrize("wrong", [{"b1": 0.0}, {"b2": 1.0}, {"weight_decay": -0.1}])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from tenrec_jax.models.ranker import Ranker
 from tenrec_jax.parameters import assembled, named
 from tenrec_jax.run_data import RunData
 from tenrec_jax.timeline import Events, Profile
+from tenrec_jax.training.id_spaces import TABLES
 from tenrec_jax.training.metrics_writer import DATA_WAIT_SHARE
 from tenrec_jax.training.optimizers import Optimizer, OptimizerConfig, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel
@@ -81,12 +83,23 @@ def make_task(stage: str, data: RunData, values: list[float]) -> Task:
     return data.retrieval_task(evaluate) if stage == "retrieval" else data.ranking_task(evaluate)
 
 
-def run(stage: str, table_folder: Path, workdir: Path, *, epochs: int, values: list[float] | None = None) -> FitResult:
+def run(
+    stage: str,
+    table_folder: Path,
+    workdir: Path,
+    *,
+    epochs: int,
+    values: list[float] | None = None,
+    parallel: DataParallel | None = None,
+    **options: Any,
+) -> FitResult:
     workdir.mkdir(exist_ok=True)
-    data = RunData(tiny_config(), table_folder, devices=1)
+    parallel = parallel or DataParallel(jax.local_devices()[:1])
+    data = RunData(tiny_config(), table_folder, devices=parallel.size)
     task = make_task(stage, data, values or [float(i) for i in range(epochs)])
-    config = TrainConfig(epochs=epochs, optimizer=OptimizerConfig(learning_rate=0.01, schedule="constant"))
-    return fit(task, config, workdir=workdir, seed=0, parallel=DataParallel(jax.local_devices()[:1]))
+    optimizer = OptimizerConfig(learning_rate=0.01, schedule="constant")
+    config = TrainConfig(epochs=epochs, optimizer=optimizer, **options)
+    return fit(task, config, workdir=workdir, seed=0, parallel=parallel)
 
 
 def lines(workdir: Path) -> list[dict]:
@@ -112,6 +125,29 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(stage: str, tabl
     assert resumed.best_step == whole.best_step
     assert_equal_trees(resumed.parameters, whole.parameters, rtol=0, atol=0)
     assert without_waits(lines(tmp_path / "parts")) == without_waits(lines(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_a_run_with_divided_tables_resumes_bit_identically_and_is_read_on_other_devices(
+    how: str, table_folder: Path, tmp_path: Path
+) -> None:
+    options = {"table_placement": "row_sharded", "average_decay": 0.9}
+    four = DataParallel(jax.local_devices()[:4], how)
+    whole = run("retrieval", table_folder, tmp_path / "whole", epochs=4, parallel=four, **options)
+    half = run("retrieval", table_folder, tmp_path / "parts", epochs=2, parallel=four, **options)
+    rows = {len(leaf) for name, leaf in named(half.parameters).items() if name in TABLES}
+    assert any(number % 4 for number in rows)
+    for other in (DataParallel(jax.local_devices()[:3], how), DataParallel(jax.local_devices()[:1], how)):
+        read = run("retrieval", table_folder, tmp_path / "parts", epochs=2, parallel=other, **options)
+        assert read.steps == half.steps
+        assert_equal_trees(read.parameters, half.parameters, rtol=0, atol=0)
+    resumed = run("retrieval", table_folder, tmp_path / "parts", epochs=4, values=[2.0, 3.0], parallel=four, **options)
+    assert_equal_trees(resumed.parameters, whole.parameters, rtol=0, atol=0)
+    assert without_waits(lines(tmp_path / "parts")) == without_waits(lines(tmp_path / "whole"))
+    # On two devices after four: the same training but for the order of sums.
+    two = DataParallel(jax.local_devices()[:2], how)
+    more = run("retrieval", table_folder, tmp_path / "parts", epochs=6, values=[4.0, 5.0], parallel=two, **options)
+    assert more.steps == 6 * (whole.steps // 4)
 
 
 def test_the_best_evaluation_is_returned_and_patience_stops(table_folder: Path, tmp_path: Path) -> None:

@@ -240,6 +240,7 @@ def timeline_step(sizes: Sizes, items: int, distinct: int) -> Step:
         config,
         Vocabulary(users=1_000, items=items, genders=GENDERS, ages=AGES, categories=CATEGORIES, actions=ACTIONS),
         batches=cast(TimelineBatches, batches),
+        hashed={},
         action_weights=[1.0] * ACTIONS,
         pairwise_weight=0.0,
         item_rate=np.full((items, ACTIONS), 0.2),

@@ -1,6 +1,6 @@
 """Embeddings of users, items and events: how rows of a log become tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 
 from tenrec_jax.models.blocks import Places, places_of
+from tenrec_jax.models.hashing import Collisions, HashedEmbed, TableConfig, concatenated_width
 from tenrec_jax.models.slots import Slots, slots_of
 from tenrec_jax.timeline import Events, Profile, Timeline
 
@@ -42,6 +43,7 @@ class FeatureConfig:
         init_scale: standard deviation of the embeddings at initialisation.
         item_start: what training starts the items' embeddings from: "normal" draws like the rest, or "spectral", vectors of length one of
             which users meet which items (`data.spectral`), for logs too small to learn that from their labels.
+        item_table, user_table: how the ids become rows of the embedding tables.
     """
 
     user_id: bool = True
@@ -49,6 +51,32 @@ class FeatureConfig:
     max_length: int = 512
     init_scale: float = 0.02
     item_start: Literal["normal", "spectral"] = "normal"
+    item_table: TableConfig = field(default_factory=TableConfig)
+    user_table: TableConfig = field(default_factory=TableConfig)
+
+    def __post_init__(self) -> None:
+        if self.item_start == "spectral" and self.item_table.kind == "hashed":
+            raise ValueError("item_start 'spectral' needs an exact item_table: hashed rows are shared by items")
+
+    def check_width(self, width: int) -> None:
+        """A ValueError if embeddings of this width cannot be made as the tables say."""
+        for table in self.hashed_tables.values():
+            if table.combine == "concatenate":
+                concatenated_width(width, table)
+
+    def expected_collisions(self, vocabulary: Vocabulary) -> list[str]:
+        """A line for each hashed table: the shares of so many ids that may be expected to share rows."""
+        sizes = {"item": vocabulary.items - 1, "user": vocabulary.users - 1}
+        return [
+            f"{space} ids, expected: {Collisions.expected(sizes[space], table).describe(sizes[space], table)}"
+            for space, table in self.hashed_tables.items()
+        ]
+
+    @property
+    def hashed_tables(self) -> dict[str, TableConfig]:
+        """The tables that are hashed, by what their ids are of."""
+        tables = {"item": self.item_table} | ({"user": self.user_table} if self.user_id else {})
+        return {space: table for space, table in tables.items() if table.kind == "hashed"}
 
 
 class UserFeatures(nnx.Module):
@@ -56,7 +84,8 @@ class UserFeatures(nnx.Module):
 
     def __init__(self, vocabulary: Vocabulary, config: FeatureConfig, width: int, *, rngs: nnx.Rngs) -> None:
         init = nnx.initializers.normal(config.init_scale)
-        self.id = nnx.Embed(vocabulary.users, width, embedding_init=init, rngs=rngs) if config.user_id else None
+        table, scale = config.user_table, config.init_scale
+        self.id = id_embedding(table, vocabulary.users, width, scale, rngs) if config.user_id else None
         self.gender = nnx.Embed(vocabulary.genders, width, embedding_init=init, rngs=rngs)
         self.age = nnx.Embed(vocabulary.ages, width, embedding_init=init, rngs=rngs)
         self.bias = nnx.Param(init(rngs.params(), (width,), jnp.float32))
@@ -72,12 +101,21 @@ class ItemFeatures(nnx.Module):
 
     def __init__(self, vocabulary: Vocabulary, config: FeatureConfig, width: int, *, rngs: nnx.Rngs) -> None:
         init = nnx.initializers.normal(config.init_scale)
-        self.id = nnx.Embed(vocabulary.items, width, embedding_init=init, rngs=rngs)
+        self.id = id_embedding(config.item_table, vocabulary.items, width, config.init_scale, rngs)
         self.category = nnx.Embed(vocabulary.categories, width, embedding_init=init, rngs=rngs)
 
     def __call__(self, item: Array, category: Array) -> Array:
         """Integer arrays of one shape [...] to vectors [..., D]."""
         return self.id(item) + self.category(category)
+
+
+def id_embedding(
+    table: TableConfig, num_ids: int, width: int, init_scale: float, rngs: nnx.Rngs
+) -> nnx.Embed | HashedEmbed:
+    """Of `num_ids` ids, entry 0 included."""
+    if table.kind == "hashed":
+        return HashedEmbed(num_ids, width, table, init_scale, rngs=rngs)
+    return nnx.Embed(num_ids, width, embedding_init=nnx.initializers.normal(init_scale), rngs=rngs)
 
 
 class SinusoidalPositions(nnx.Module):

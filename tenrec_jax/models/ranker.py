@@ -31,6 +31,9 @@ class RankerConfig:
     encoder: EncoderConfig
     heads: HeadsConfig = field(default_factory=HeadsConfig)
 
+    def __post_init__(self) -> None:
+        self.features.check_width(self.encoder.width)
+
 
 class UserState(NamedTuple):
     """All that scoring needs of users: the encoder's state, of constant size, and the users' biases [B, A]."""

@@ -40,6 +40,9 @@ class TwoTowerConfig:
     temperature: float = 0.07
     item_bias: bool = False
 
+    def __post_init__(self) -> None:
+        self.features.check_width(self.encoder.width)
+
 
 class QueryState(NamedTuple):
     """Users in constant size: the encoder's state, and the query [B, D] for what comes next."""

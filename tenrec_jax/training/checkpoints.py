@@ -26,9 +26,13 @@ class Checkpoints:
 
     Args:
         folder: made if absent; one that all processes share.
+        resize: take a state whose arrays have more or fewer rows at their end: those missing are zero. For tables that are padded to a
+            multiple of the devices, restored on another number of them. Otherwise other shapes are an error.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, resize: bool = False) -> None:
+        self._resize = resize
+
         def metric(metrics: dict[str, float]) -> float:
             return metrics[METRIC]
 
@@ -62,7 +66,9 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         restored = self._manager.restore(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract, strict=not self._resize), progress=ocp.args.JsonRestore()
+            ),
         )
         return restored.state, Progress(**restored.progress)
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from tenrec_jax.training import tables
-from tenrec_jax.training.tables import TableOptimizerConfig, TableState
+from tenrec_jax.training.parallel import AXIS
+from tenrec_jax.training.tables import Average, TableOptimizerConfig, TableState
 
 Named = dict[str, jax.Array]
 
@@ -76,6 +77,9 @@ class Optimizer:
         clip_norm: see `OptimizerConfig`.
         average_decay: parameters that are evaluated and kept are an exponential moving average with this decay a step (Polyak and
             Juditsky, 1992); 0 takes the latest.
+        shards: devices over which the rows of every table, and of what its updates remember, are divided; 1 has all rows on each. With n of
+            them, tables are padded with rows of zeros to a multiple of n, and device d holds the d-th stretch. Then `rows` and `update`
+            run within a step on n devices: every device contributes the rows that it has, and updates those alone.
     """
 
     def __init__(
@@ -87,14 +91,28 @@ class Optimizer:
         *,
         clip_norm: float = 0.0,
         average_decay: float = 0.0,
+        shards: int = 1,
     ) -> None:
         self._dense, self._rule, self._rates, self._spaces = dense, rule, rates, spaces
-        self._clip_norm, self._average_decay = clip_norm, average_decay
+        self._clip_norm, self._average_decay, self._shards = clip_norm, average_decay, shards
+
+    @property
+    def divided(self) -> TrainState:
+        """Whether the rows of a leaf are divided over the devices, a prefix of the state's tree."""
+        rows: Any = self._shards > 1
+        no: Any = False
+        average = Average(rows, no, no) if self._average_decay else None
+        states = dict.fromkeys(self._spaces, TableState(rows, no, average))
+        return TrainState(no, no, rows, no, states, no)
 
     def init(self, parameters: Named) -> TrainState:
-        """The state before the first step."""
+        """The state before the first step, the rows of all devices."""
         dense = {name: leaf for name, leaf in parameters.items() if name not in self._spaces}
-        stored = {name: leaf for name, leaf in parameters.items() if name in self._spaces}
+        stored = {
+            name: jnp.pad(leaf, ((0, -len(leaf) % self._shards), (0, 0)))
+            for name, leaf in parameters.items()
+            if name in self._spaces
+        }
         averages = self._average_decay > 0
         states = {name: tables.init(self._rule, table, average=averages) for name, table in stored.items()}
         step = jnp.zeros((), jnp.int32)
@@ -102,10 +120,11 @@ class Optimizer:
 
     def rows(self, state: TrainState, ids: Mapping[str, jax.Array]) -> Named:
         """The rows of the tables that a batch names, [P, D] each; `ids` are the unique ids [P] of each space."""
-        return {
-            name: tables.gather(table, state.table_states[name], ids[self._spaces[name]])
+        rows = {
+            name: tables.gather(table, state.table_states[name], self._here(name, table, ids))
             for name, table in state.tables.items()
         }
+        return jax.lax.psum(rows, AXIS) if self._shards > 1 else rows
 
     def update(
         self, state: TrainState, ids: Mapping[str, jax.Array], gradient: Named, row_gradient: Named
@@ -127,7 +146,7 @@ class Optimizer:
                 self._rule,
                 table,
                 state.table_states[name],
-                ids[self._spaces[name]],
+                self._here(name, table, ids),
                 row_gradient[name],
                 self._rates[name](state.step),
                 state.step,
@@ -138,10 +157,15 @@ class Optimizer:
         return TrainState(state.step + 1, dense, stored, optimizer, states, average), norms
 
     def parameters(self, state: TrainState) -> Named:
-        """The parameters to evaluate and to keep, whole tables."""
+        """The parameters to evaluate and to keep, whole tables with their padding."""
         whole = tables.average_table if self._average_decay else tables.current_table
         named = {name: whole(table, state.table_states[name]) for name, table in state.tables.items()}
         return named | (state.average or state.dense)
+
+    def _here(self, name: str, table_ND: jax.Array, ids: Mapping[str, jax.Array]) -> jax.Array:
+        """The ids of a table's rows, counted from the first row on this device."""
+        ids_P = ids[self._spaces[name]]
+        return ids_P - jax.lax.axis_index(AXIS) * len(table_ND) if self._shards > 1 else ids_P
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int, peak: float) -> optax.Schedule:
@@ -153,15 +177,17 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int, peak: float) -> 
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, spaces: Mapping[str, str], average_decay: float = 0.0
+    config: OptimizerConfig, steps: int, spaces: Mapping[str, str], average_decay: float = 0.0, shards: int = 1
 ) -> Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) and the tables' rule, for a run of `steps`."""
+    """AdamW (Loshchilov and Hutter, 2019) and the tables' rule, for a run of `steps`; see `Optimizer`."""
     rate, table_rate = (
         learning_rate_schedule(config, steps, peak) for peak in (config.learning_rate, config.table_learning_rate)
     )
     dense = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices)
     rates = {name: rate if "_bias." in name else table_rate for name in spaces}
-    return Optimizer(dense, config.tables, rates, spaces, clip_norm=config.clip_norm, average_decay=average_decay)
+    return Optimizer(
+        dense, config.tables, rates, spaces, clip_norm=config.clip_norm, average_decay=average_decay, shards=shards
+    )
 
 
 def _matrices(parameters: Named) -> dict[str, Any]:

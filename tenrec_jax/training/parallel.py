@@ -1,8 +1,9 @@
 """Devices and processes: the only file that knows how many there are.
 
 A training step is written once, per device, with the axis name `AXIS`: the batch is split over the devices, the state is the same on all,
-and sums over the axis make the result that of one device. `DataParallel` runs it with `jax.pmap` over the devices of one process, or with
-`jax.shard_map` on a mesh over the devices of all processes.
+and sums over the axis make the result that of one device. Leaves of the state may be divided instead: device d holds the d-th stretch of
+their rows. `DataParallel` runs the step with `jax.pmap` over the devices of one process, or with `jax.shard_map` on a mesh over the devices
+of all processes.
 """
 
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -28,7 +30,10 @@ class DataParallel:
     """Runs per-device functions over devices.
 
     With "pmap" the state has a leading device axis. With "shard_map" it is made of global arrays, of which every process holds its part;
-    a step takes each leaf as its `PartitionSpec` says, which is "on every device" for all.
+    a step takes each leaf as its `PartitionSpec` says: on every device, or divided by its leading axis.
+
+    Where a method takes `divided`, it says which leaves of the tree are divided, as a prefix of the tree; by default none is. Their rows
+    must be a multiple of the devices.
 
     Args:
         devices: where to run, in the order of their processes; by default all there are.
@@ -66,20 +71,56 @@ class DataParallel:
         """Whether this is the process that writes what the run leaves, checkpoints apart: those are written by all."""
         return self.process_index == 0
 
-    def replicate(self, tree: Any) -> Any:
-        """The state of a run from a tree that is the same in all processes; JAX checks that it is."""
-        if self.how == "pmap":
-            stacked = jax.tree.map(lambda x: np.stack([np.asarray(x)] * self.size), tree)
-            return jax.device_put(stacked, self._sharding(AXIS))
-        return jax.device_put(jax.tree.map(np.asarray, tree), self._sharding())
+    def shapes(self, tree: Any, divided: Any = False) -> Any:
+        """The shapes of a tree and where its leaves lie in a state that `unreplicate` returns."""
 
-    def unreplicate(self, tree: Any) -> Any:
-        """The state without a device axis, as checkpoints keep it."""
-        return jax.tree.map(lambda x: x.addressable_data(0)[0], tree) if self.how == "pmap" else tree
+        def shape(x: Any, rows: bool) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding(AXIS) if rows else self._sharding())
+
+        return jax.tree.map(shape, tree, jax.tree.broadcast(divided, tree))
+
+    def replicate(self, tree: Any, divided: Any = False) -> Any:
+        """The state of a run from a tree that is the same in all processes; JAX checks that it is."""
+
+        def place(x: Any, rows: bool) -> Any:
+            if rows:
+                x = jax.device_put(x, self._sharding(AXIS))
+                return self._reshaped(x, self.size, -1, *x.shape[1:]) if self.how == "pmap" else x
+            if self.how == "pmap":
+                return jax.device_put(np.stack([np.asarray(x)] * self.size), self._sharding(AXIS))
+            return jax.device_put(np.asarray(x), self._sharding())
+
+        return jax.tree.map(place, tree, jax.tree.broadcast(divided, tree))
+
+    def unreplicate(self, tree: Any, divided: Any = False) -> Any:
+        """The state without a device axis, as checkpoints keep it; leaves that are divided stay so, as global arrays."""
+        if self.how == "shard_map":
+            return tree
+
+        beside_parts = any(jax.tree.leaves(divided))
+
+        def without_axis(x: jax.Array, rows: bool) -> jax.Array:
+            if rows:
+                return self._reshaped(x, -1, *x.shape[2:])
+            first = x.addressable_data(0)[0]
+            # On the devices of the parts, so that one computation may take both.
+            return jax.device_put(first, self._sharding()) if beside_parts else first
+
+        return jax.tree.map(without_axis, tree, jax.tree.broadcast(divided, tree))
 
     def local(self, tree: Any) -> Any:
-        """The result of `unreplicate` on this process's first device, to compute with in this process alone."""
-        return jax.tree.map(lambda x: x.addressable_data(0), tree)
+        """The result of `unreplicate` on this process's first device, to compute with in this process alone.
+
+        All processes call it: the parts of what is divided are gathered.
+        """
+
+        def whole(x: jax.Array) -> jax.Array:
+            if x.is_fully_replicated:
+                return x.addressable_data(0)
+            gathered = np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
+            return jax.device_put(gathered, x.addressable_data(0).device)
+
+        return jax.tree.map(whole, tree)
 
     def split(self, batch: Any) -> Any:
         """Split the leading axis of every leaf over the devices.
@@ -106,13 +147,17 @@ class DataParallel:
 
         return jax.tree.map(split, batch)
 
-    def compile(self, step: Callable, *, donate_state: bool = True, broadcast: Sequence[int] = ()) -> Callable:
+    def compile(
+        self, step: Callable, *, donate_state: bool = True, broadcast: Sequence[int] = (), divided: Any = False
+    ) -> Callable:
         """A per-device function as one that runs on all devices.
 
         Args:
-            step: function of (state, batch, ...), which may sum over `AXIS`; what it returns is the same on every device.
+            step: function of (state, batch, ...), which may sum over `AXIS`; what it returns is the same on every device. Where leaves of
+                the state are divided, it returns a pair: the state, likewise divided, and what is the same on every device.
             donate_state: reuse the memory of argument 0.
             broadcast: positions of arguments that are not split: every device gets the same.
+            divided: leaves of the state that are.
 
         Returns:
             The function of the replicated state, the split batch and the broadcast arguments; its results are replicated.
@@ -122,9 +167,12 @@ class DataParallel:
         if self.how == "pmap":
             in_axes = tuple(None if i in broadcast else 0 for i in arguments)
             return jax.pmap(step, axis_name=AXIS, in_axes=in_axes, devices=self.devices, donate_argnums=donate)
-        specs = tuple(PartitionSpec() if i == 0 or i in broadcast else PartitionSpec(AXIS) for i in arguments)
+        whole, parts = PartitionSpec(), PartitionSpec(AXIS)
+        state = jax.tree.map(lambda rows: parts if rows else whole, divided)
+        specs = (state, *(whole if i in broadcast else parts for i in arguments[1:]))
+        results = (state, whole) if any(jax.tree.leaves(divided)) else whole
         # Checking would make the gradient of a replicated argument a sum over the devices already; the step sums itself, as pmap needs it.
-        sharded = jax.shard_map(step, mesh=self._mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+        sharded = jax.shard_map(step, mesh=self._mesh, in_specs=specs, out_specs=results, check_vma=False)
         return jax.jit(sharded, donate_argnums=donate)
 
     def wait(self, name: str) -> None:
@@ -141,6 +189,10 @@ class DataParallel:
 
     def _sharding(self, *axes: str) -> NamedSharding:
         return NamedSharding(self._mesh, PartitionSpec(*axes))
+
+    def _reshaped(self, x: jax.Array, *shape: int) -> jax.Array:
+        """An array that is divided by its leading axis, in another shape that is; nothing moves between devices."""
+        return jax.jit(jnp.reshape, static_argnums=1, out_shardings=self._sharding(AXIS))(x, shape)
 
 
 def join_processes(count: int, environment: Mapping[str, str] = os.environ) -> bool:

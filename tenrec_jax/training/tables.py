@@ -11,6 +11,9 @@ table. All rows are multiplied by the same number, so the number is kept instead
 step has decayed by exactly the product of the steps between, under any schedule, and nothing is kept per row. `current_table` and
 `average_table` multiply it out for whoever reads a whole table; without weight decay the stored table is the table.
 
+A device may hold a stretch of the rows alone, with their part of the state: given `ids_P` less the number of its first row, `gather` and
+`update` read zeros for, and do not change, what lies before and behind it.
+
 Arrays: P unique ids of a batch, N rows of a table, D its width.
 """
 
@@ -29,6 +32,8 @@ SMALLEST_SCALE = 2.0**-60
 SETTLED_TOGETHER = 4096
 # Marking ids in an array over all rows beats sorting them as long as the rows are no more than this many times the ids.
 ROWS_PER_ID_FOR_MARKS = 100
+# What holds of the ids of a step; those below 0 are rows of another device, not the last ones of this.
+_PLACES: Any = {"unique_indices": True, "indices_are_sorted": True, "wrap_negative_indices": False}
 
 
 class UniqueIds(NamedTuple):
@@ -179,7 +184,7 @@ def init(config: TableOptimizerConfig, table_ND: jax.Array, *, average: bool = F
 
 
 def gather(table_ND: jax.Array, state: TableState, ids_P: jax.Array) -> jax.Array:
-    """The rows of `ids_P`, [P, D]; those of padding are zero."""
+    """The rows of `ids_P`, [P, D]; those of padding, and of other devices, are zero."""
     return _get(table_ND, ids_P) * state.scale.value
 
 
@@ -216,7 +221,7 @@ def update(
         config: the rule.
         table_ND: stored table, float32 [N, D].
         state: of the table.
-        ids_P: `UniqueIds.ids_P`; padding changes nothing.
+        ids_P: `UniqueIds.ids_P`; padding changes nothing, nor do rows of other devices.
         gradient_PD: gradient of the loss with respect to the gathered rows, summed over devices. The same on all devices.
         learning_rate: of this step.
         step: steps before this one.
@@ -286,15 +291,15 @@ def _direction(
 
 
 def _get(array: jax.Array, ids_P: jax.Array) -> jax.Array:
-    return array.at[ids_P].get(mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True)
+    return array.at[ids_P].get(mode="fill", fill_value=0, **_PLACES)
 
 
 def _set(array: jax.Array, ids_P: jax.Array, rows: jax.Array) -> jax.Array:
-    return array.at[ids_P].set(rows, mode="drop", unique_indices=True, indices_are_sorted=True)
+    return array.at[ids_P].set(rows, mode="drop", **_PLACES)
 
 
 def _add(array: jax.Array, ids_P: jax.Array, rows: jax.Array) -> jax.Array:
-    return array.at[ids_P].add(rows, mode="drop", unique_indices=True, indices_are_sorted=True)
+    return array.at[ids_P].add(rows, mode="drop", **_PLACES)
 
 
 def _one() -> Scale:

@@ -1,6 +1,6 @@
 """The two stages as tasks for the trainer: what a batch holds and what its loss is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +12,15 @@ from tenrec_jax.data.batches import TimelineBatches
 from tenrec_jax.data.row_blocks import process_rows
 from tenrec_jax.data.sampling import ItemSampler, NegativeSampler
 from tenrec_jax.models.features import ItemFeatures, Vocabulary
+from tenrec_jax.models.hashing import Collisions, HashedIds, HashRows
 from tenrec_jax.models.heads import HeadsConfig, modelled_rates
 from tenrec_jax.models.losses import action_losses, pairwise_losses, sampled_softmax
 from tenrec_jax.models.ranker import Ranker, RankerConfig
 from tenrec_jax.models.slots import slots_of
 from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
-from tenrec_jax.parameters import named
+from tenrec_jax.parameters import assembled, named
 from tenrec_jax.timeline import Timeline
-from tenrec_jax.training.id_spaces import ITEM, TABLES, located
+from tenrec_jax.training.id_spaces import HASHED, ITEM, TABLES, located, table_spaces
 from tenrec_jax.training.parallel import AXIS
 from tenrec_jax.training.trainer import Batch, LossSum
 
@@ -40,15 +41,50 @@ class RetrievalShared(NamedTuple):
     Attributes:
         item, category: of the drawn negatives, [N].
         in_batch, drawn: probability of each unique item [P] to be a click of a batch, and to be drawn.
+        rows: see `LocatedBatch`.
     """
 
     item: np.ndarray
     category: np.ndarray
     in_batch: np.ndarray
     drawn: np.ndarray
+    rows: dict[str, np.ndarray]
 
 
-class RetrievalTask:
+class HashedTask:
+    """What both stages do with the rows of hashed ids, which are part of a model and no parameters.
+
+    Args:
+        model: abstract, of the stage.
+        hashed: where the ids of a space lie, for those whose table is hashed.
+    """
+
+    name: str
+
+    def __init__(self, model: nnx.Module, hashed: Mapping[str, HashedIds]) -> None:
+        self.graphdef, self._rows = nnx.split(model)[0], nnx.state(model, HashRows)
+        names = named(nnx.state(model, nnx.Param))
+        self.tables = table_spaces({name: TABLES[name] for name in names if name in TABLES}, hashed)
+        self._hashed = hashed
+
+    def whole(self, parameters: nnx.State) -> nnx.State:
+        """Parameters with the rows of all ids, as the model is evaluated and kept."""
+        rows = {HASHED[space][1]: jnp.asarray(ids.rows_Nk) for space, ids in self._hashed.items()}
+        return nnx.merge_state(parameters, assembled(self._rows, rows))
+
+    def collisions(self) -> list[str]:
+        """A line for each hashed table: the shares of the log's ids that share rows, counted."""
+        return [
+            f"{space} ids: {Collisions.counted(ids.rows_Nk[1:]).describe(len(ids.rows_Nk) - 1, ids.config)}"
+            for space, ids in self._hashed.items()
+        ]
+
+    def _model(self, parameters: nnx.State, rows: Mapping[str, jax.Array]) -> Any:
+        """The model of a batch, with the rows of its unique ids."""
+        return nnx.merge(self.graphdef, parameters, assembled(self._rows, rows))
+
+
+class RetrievalTask(HashedTask):
     """Predict the next clicked item after every event.
 
     The negatives of a query are the clicked items of the whole batch, over all devices, and draws that all queries share.
@@ -58,6 +94,7 @@ class RetrievalTask:
         batches: training timelines. negatives: the draws.
         in_batch: how the clicked items of a batch are distributed.
         category: of each item, int32 [N + 1].
+        hashed: see `HashedTask`.
         log_q: correct the scores of negatives for how often they are drawn.
         item_start: embeddings [N + 1, D] from which the items' start; None draws them.
         evaluate: see `Task`.
@@ -74,6 +111,7 @@ class RetrievalTask:
         negatives: NegativeSampler,
         in_batch: ItemSampler,
         category: np.ndarray,
+        hashed: Mapping[str, HashedIds],
         log_q: bool,
         item_start: np.ndarray | None,
         evaluate: Evaluate,
@@ -82,8 +120,8 @@ class RetrievalTask:
         self._in_batch_probability = in_batch.probability.astype(np.float32)
         self._drawn_probability = negatives.items.probability.astype(np.float32)
         self._make = lambda key: TwoTower(config, vocabulary, rngs=nnx.Rngs(key))
-        self.graphdef = nnx.split(nnx.eval_shape(lambda: self._make(0)))[0]
-        self._vocabulary, self.tables = vocabulary, _tables(nnx.eval_shape(lambda: self.init(jax.random.key(0))))
+        super().__init__(nnx.eval_shape(lambda: self._make(0)), hashed)
+        self._vocabulary = vocabulary
         self._batches, self._negatives, self._category, self._log_q = batches, negatives, category, log_q
         self.steps_per_epoch = batches.steps_per_epoch
         self.evaluate = evaluate
@@ -96,21 +134,24 @@ class RetrievalTask:
             click_N1 = jnp.asarray(self._in_batch_probability)
             share_N1 = click_N1 + jnp.where(click_N1 > 0, click_N1, 1.0).min()
             model.item_bias.embedding[...] = jnp.log(share_N1 / share_N1.sum())[:, None]
-        return nnx.split(model)[1]
+        return nnx.state(model, nnx.Param)
 
     def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
         item_N = self._negatives.draw(step)
         batch = self._batches(step)
-        ids, timeline, item, category = located(batch.timeline, item_N, self._category[item_N], self._vocabulary)
+        ids, timeline, item, category, rows = located(
+            batch.timeline, item_N, self._category[item_N], self._vocabulary, self._hashed
+        )
         # Padding stands for no item; what is read for it is never used.
         item_P = np.where(ids[ITEM] < self._vocabulary.items, ids[ITEM], 0)
-        shared = RetrievalShared(item, category, self._in_batch_probability[item_P], self._drawn_probability[item_P])
+        probabilities = self._in_batch_probability[item_P], self._drawn_probability[item_P]
+        shared = RetrievalShared(item, category, *probabilities, rows)
         split = _stretch(ScoredTimelines(timeline, batch.score), process_index, process_count)
         return Batch(split, shared, ids)
 
     def loss(self, parameters: nnx.State, batch: Batch, key: jax.Array) -> LossSum:
-        model: TwoTower = nnx.merge(self.graphdef, parameters)
         timeline, shared = batch.split.timeline, batch.shared
+        model: TwoTower = self._model(parameters, shared.rows)
         query_BTD, events = model.queries(timeline, key), timeline.events
         query_PD = query_BTD.reshape(-1, query_BTD.shape[-1])
         item_P = events.item.reshape(-1)
@@ -132,12 +173,13 @@ class RetrievalTask:
         return jnp.log(in_batch * shared.in_batch[item_N] + len(shared.item) * shared.drawn[item_N])
 
 
-class RankingTask:
+class RankingTask(HashedTask):
     """Predict every action on every logged exposure from the events before it.
 
     Args:
         config: of the model. vocabulary: table sizes.
         batches: training timelines.
+        hashed: see `HashedTask`.
         action_weights: weight [A] of each action's loss.
         pairwise_weight: weight of the pairwise loss beside the cross-entropy; 0 is off.
         item_rate, user_rate: smoothed rates of each action in the training rows, [N + 1, A] and [U + 1, A]; entry 0 is the overall
@@ -154,6 +196,7 @@ class RankingTask:
         vocabulary: Vocabulary,
         *,
         batches: TimelineBatches,
+        hashed: Mapping[str, HashedIds],
         action_weights: Sequence[float],
         pairwise_weight: float,
         item_rate: np.ndarray,
@@ -163,12 +206,11 @@ class RankingTask:
     ) -> None:
         self._item_start = item_start
         self._make = lambda key: Ranker(config, vocabulary, rngs=nnx.Rngs(key))
-        self.graphdef = nnx.split(nnx.eval_shape(lambda: self._make(0)))[0]
+        super().__init__(nnx.eval_shape(lambda: self._make(0)), hashed)
         self._vocabulary, self._batches, self._weight_A = vocabulary, batches, jnp.asarray(action_weights)
         self._pairwise_weight = pairwise_weight
         self._item_logit, user_logit = (_start_logit(config.heads, rate) for rate in (item_rate, user_rate))
         self._user_logit = user_logit - user_logit[0]
-        self.tables = _tables(nnx.eval_shape(lambda: self.init(jax.random.key(0))))
         self.steps_per_epoch = batches.steps_per_epoch
         self.evaluate = evaluate
 
@@ -178,16 +220,16 @@ class RankingTask:
         model.item_bias.embedding[...] = jnp.asarray(self._item_logit, jnp.float32)
         if model.user_bias is not None:
             model.user_bias.embedding[...] = jnp.asarray(self._user_logit, jnp.float32)
-        return nnx.split(model)[1]
+        return nnx.state(model, nnx.Param)
 
     def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
         batch, nothing = self._batches(step), np.zeros(0, np.int32)
-        ids, timeline, _, _ = located(batch.timeline, nothing, nothing, self._vocabulary)
+        ids, timeline, _, _, rows = located(batch.timeline, nothing, nothing, self._vocabulary, self._hashed)
         split = _stretch(ScoredTimelines(timeline, batch.score), process_index, process_count)
-        return Batch(split, (), ids)
+        return Batch(split, rows, ids)
 
     def loss(self, parameters: nnx.State, batch: Batch, key: jax.Array) -> LossSum:
-        model: Ranker = nnx.merge(self.graphdef, parameters)
+        model: Ranker = self._model(parameters, batch.shared)
         timeline, score_BT = batch.split
         logit_BTA = model.timeline_logits(timeline, key)
         action_BTA = timeline.events.action
@@ -197,11 +239,6 @@ class RankingTask:
             pairwise_A = pairwise_losses(logit_BTA, action_BTA, score_BT, slots, jax.random.fold_in(key, 1))
             losses_A = losses_A + self._pairwise_weight * pairwise_A
         return LossSum((losses_A * self._weight_A).sum(), score_BT.sum())
-
-
-def _tables(parameters: nnx.State) -> dict[str, str]:
-    """The id spaces of the tables that a model has."""
-    return {name: TABLES[name] for name in named(parameters) if name in TABLES}
 
 
 def _stretch(batch: ScoredTimelines, process_index: int, process_count: int) -> ScoredTimelines:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,9 @@ class TrainConfig:
         evaluate_every: epochs between evaluations on the validation rows.
         patience: evaluations without a new best after which training stops; 0 never stops early.
         average_decay: decay of the moving average of the parameters that is evaluated and kept; 0 takes the latest. See `Optimizer`.
+        table_placement: "replicated" has all embedding tables on every device. "row_sharded" divides their rows, with what the optimiser
+            and the moving average keep of them, over the devices: n devices hold tables of n times the size, and sum the rows of a batch
+            over the devices in every step. The results are the same. Evaluation still gathers whole tables.
         optimizer: how the parameters move.
     """
 
@@ -47,6 +50,7 @@ class TrainConfig:
     evaluate_every: int = 1
     patience: int = 0
     average_decay: float = 0.0
+    table_placement: Literal["replicated", "row_sharded"] = "replicated"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -125,14 +129,26 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
     """
     began = time.perf_counter()
     steps = config.epochs * task.steps_per_epoch
-    optimizer = make_optimizer(config.optimizer, steps, task.tables, config.average_decay)
+    row_sharded = config.table_placement == "row_sharded"
+    shards = parallel.size if row_sharded else 1
+    optimizer = make_optimizer(config.optimizer, steps, task.tables, config.average_decay, shards)
     init_key, dropout_key = jax.random.split(jax.random.key(seed))
-    parameters = jax.jit(task.init)(init_key)
-    fresh = optimizer.init(named(parameters))
-    checkpoints = Checkpoints(workdir / "checkpoints" / task.name)
-    state, progress = checkpoints.latest(fresh) or (fresh, Progress(0, 0, float("-inf"), 0))
+    parameters = jax.eval_shape(task.init, init_key)
+
+    def begin(key: jax.Array) -> TrainState:
+        return optimizer.init(named(task.init(key)))
+
+    like = parallel.shapes(jax.eval_shape(begin, init_key), optimizer.divided)
+    folder = workdir / "checkpoints" / task.name
+    checkpoints = Checkpoints(folder, resize=row_sharded)
+    restored = checkpoints.latest(like)
+    if restored is None:
+        # Made where it is to lie: no device holds the whole of what is divided.
+        places = jax.tree.map(lambda x: x.sharding, like)
+        restored = jax.jit(begin, out_shardings=places)(init_key), Progress(0, 0, float("-inf"), 0)
     step_fn = compile_step(task, optimizer, parallel, like=parameters)
-    replicated = parallel.replicate(state)
+    replicated, progress = parallel.replicate(restored[0], optimizer.divided), restored[1]
+    del restored
     writer = MetricsWriter(workdir, task.name, resume_from=progress.step) if parallel.is_main else None
     bar = progress_bar(steps, f"train {task.name}", initial=progress.step, disable=not parallel.is_main)
     evaluate_every = config.evaluate_every * task.steps_per_epoch
@@ -158,10 +174,11 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
         bar.update()
         done = step + 1
         if done % evaluate_every == 0 or done == steps:
-            state = parallel.unreplicate(replicated)
+            state = parallel.unreplicate(replicated, optimizer.divided)
+            evaluated = whole_parameters(state, optimizer, parallel, like=parameters)
             value = float("nan")
             if writer:
-                value, metrics = task.evaluate(assembled(parameters, optimizer.parameters(parallel.local(state))))
+                value, metrics = task.evaluate(evaluated)
                 writer.write(done, metrics)
             value = parallel.from_main(value)
             better = value > progress.best_value
@@ -177,8 +194,8 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
     if writer:
         writer.close()
     checkpoints.close()
-    best, _ = Checkpoints(workdir / "checkpoints" / task.name).restore(progress.best_step, fresh)
-    best_parameters = assembled(parameters, optimizer.parameters(best))
+    best, _ = Checkpoints(folder, resize=row_sharded).restore(progress.best_step, like)
+    best_parameters = whole_parameters(best, optimizer, parallel, like=parameters)
     return FitResult(best_parameters, progress.best_step, progress.step, time.perf_counter() - began)
 
 
@@ -205,7 +222,20 @@ def compile_step(task: Task, optimizer: Optimizer, parallel: DataParallel, like:
         state, norms = optimizer.update(state, ids, *gradients)
         return state, StepReport(loss, norms)
 
-    return parallel.compile(step, broadcast=(2, 3, 4))
+    return parallel.compile(step, broadcast=(2, 3, 4), divided=optimizer.divided)
+
+
+def whole_parameters(state: TrainState, optimizer: Optimizer, parallel: DataParallel, like: nnx.State) -> nnx.State:
+    """The parameters to evaluate and to keep, on this process's first device. All processes call it.
+
+    Args:
+        state: as `DataParallel.unreplicate` returns it.
+        optimizer, parallel: of the state.
+        like: parameters of the task, for their structure and shapes.
+    """
+    leaves, shapes = parallel.local(optimizer.parameters(state)), named(like)
+    padded = [name for name in leaves if leaves[name].shape != shapes[name].shape]
+    return assembled(like, leaves | {name: leaves[name][: len(shapes[name])] for name in padded})
 
 
 def _prefetched(task: Task, parallel: DataParallel, start: int, stop: int) -> Iterator[tuple[int, Batch, float]]:
