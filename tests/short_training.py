@@ -97,7 +97,7 @@ def train(task: Task, parallel: DataParallel, steps: int = STEPS) -> Trained:
         batch = task.batch(step, parallel.process_index, parallel.process_count)
         key = jax.random.fold_in(jax.random.key(1), step)
         state, report = step_fn(state, parallel.split(batch.split), batch.shared, batch.ids, key)
-        losses.append(float(parallel.unreplicate(report).loss))
+        losses.append(float(parallel.read(report).loss.compute()))
     weights = jax.tree.leaves(optimizer.parameters(parallel.local(parallel.unreplicate(state))))
     return Trained(np.asarray(losses), np.concatenate([np.ravel(leaf) for leaf in weights]))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -76,6 +77,7 @@ class Optimizer:
         clip_norm: see `OptimizerConfig`.
         average_decay: parameters that are evaluated and kept are an exponential moving average with this decay a step (Polyak and
             Juditsky, 1992); 0 takes the latest.
+        schedules: of the learning rates, by the names under which `learning_rates` tells them; what moves by them is said above.
     """
 
     def __init__(
@@ -87,7 +89,9 @@ class Optimizer:
         *,
         clip_norm: float = 0.0,
         average_decay: float = 0.0,
+        schedules: Mapping[str, optax.Schedule] = MappingProxyType({}),
     ) -> None:
+        self._schedules = schedules
         self._dense, self._rule, self._rates, self._spaces = dense, rule, rates, spaces
         self._clip_norm, self._average_decay = clip_norm, average_decay
 
@@ -137,6 +141,10 @@ class Optimizer:
         norms = Norms(norm, optax.tree.norm(dense), optax.tree.norm(updates))
         return TrainState(state.step + 1, dense, stored, optimizer, states, average), norms
 
+    def learning_rates(self, step: jax.Array) -> Named:
+        """The learning rates of a step, by name."""
+        return {name: jnp.asarray(schedule(step)) for name, schedule in self._schedules.items()}
+
     def parameters(self, state: TrainState) -> Named:
         """The parameters to evaluate and to keep, whole tables."""
         whole = tables.average_table if self._average_decay else tables.current_table
@@ -161,7 +169,15 @@ def make_optimizer(
     )
     dense = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices)
     rates = {name: rate if "_bias." in name else table_rate for name in spaces}
-    return Optimizer(dense, config.tables, rates, spaces, clip_norm=config.clip_norm, average_decay=average_decay)
+    return Optimizer(
+        dense,
+        config.tables,
+        rates,
+        spaces,
+        clip_norm=config.clip_norm,
+        average_decay=average_decay,
+        schedules={"learning_rate": rate, "table_learning_rate": table_rate},
+    )
 
 
 def _matrices(parameters: Named) -> dict[str, Any]:

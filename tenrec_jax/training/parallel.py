@@ -81,6 +81,11 @@ class DataParallel:
         """The result of `unreplicate` on this process's first device, to compute with in this process alone."""
         return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
+    def read(self, tree: Any) -> Any:
+        """What is the same on every device, as NumPy arrays. Computes nothing on a device, where it would wait for what runs there."""
+        host = jax.device_get(self.local(tree))
+        return jax.tree.map(lambda x: x[0], host) if self.how == "pmap" else host
+
     def split(self, batch: Any) -> Any:
         """Split the leading axis of every leaf over the devices.
 
