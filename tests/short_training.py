@@ -80,7 +80,7 @@ def make_task(stage: str, table: Path, dropout: float = 0.0) -> Task:
     return data.retrieval_task(no_evaluation) if stage == "retrieval" else data.ranking_task(no_evaluation)
 
 
-def train(task: Task, parallel: DataParallel, steps: int = STEPS) -> Trained:
+def train(task: Task, parallel: DataParallel, steps: int = STEPS, *, accumulate: int = 1) -> Trained:
     """Train for some steps.
 
     SGD with momentum, and for the tables Adagrad with a large eps: Adam, and Adagrad with a small one, would turn the rounding of a
@@ -92,7 +92,7 @@ def train(task: Task, parallel: DataParallel, steps: int = STEPS) -> Trained:
     )
     parameters, losses = jax.jit(task.init)(jax.random.key(0)), []
     state = parallel.replicate(optimizer.init(named(parameters)))
-    step_fn = compile_step(task, optimizer, parallel, like=parameters)
+    step_fn = compile_step(task, optimizer, parallel, like=parameters, accumulate=accumulate)
     for step in range(steps):
         batch = task.batch(step, parallel.process_index, parallel.process_count)
         key = jax.random.fold_in(jax.random.key(1), step)

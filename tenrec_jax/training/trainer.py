@@ -40,6 +40,9 @@ class TrainConfig:
         evaluate_every: epochs between evaluations on the validation rows.
         patience: evaluations without a new best after which training stops; 0 never stops early.
         average_decay: decay of the moving average of the parameters that is evaluated and kept; 0 takes the latest. See `Optimizer`.
+        accumulate: micro-batches into which each device splits its rows of a batch, one after the other, to hold the activations of one at
+            a time. The update is that of the whole batch, but for what depends on more than a row: in-batch negatives are those of the
+            micro-batch (over all devices), and dropout and pairs are drawn anew in each.
         optimizer: how the parameters move.
     """
 
@@ -47,7 +50,12 @@ class TrainConfig:
     evaluate_every: int = 1
     patience: int = 0
     average_decay: float = 0.0
+    accumulate: int = 1
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate is {self.accumulate}; a batch has at least 1 micro-batch")
 
 
 class Batch(NamedTuple):
@@ -126,7 +134,7 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
     fresh = optimizer.init(named(parameters))
     checkpoints = Checkpoints(workdir / "checkpoints" / task.name)
     state, progress = checkpoints.latest(fresh) or (fresh, Progress(0, 0, float("-inf"), 0))
-    step_fn = compile_step(task, optimizer, parallel, like=parameters)
+    step_fn = compile_step(task, optimizer, parallel, like=parameters, accumulate=config.accumulate)
     replicated = parallel.replicate(state)
     log = TrainLog(
         workdir,
@@ -159,30 +167,55 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
     return FitResult(best_parameters, progress.best_step, progress.step, time.perf_counter() - began)
 
 
-def compile_step(task: Task, optimizer: Optimizer, parallel: DataParallel, like: nnx.State) -> Callable:
+def compile_step(
+    task: Task, optimizer: Optimizer, parallel: DataParallel, like: nnx.State, *, accumulate: int = 1
+) -> Callable:
     """The step of a task: (replicated state, split batch, shared batch, ids, key) -> (state, `step_metrics`), the same on every device.
 
     Args:
         task, optimizer, parallel: what, how and where.
         like: parameters of the task, for their structure.
+        accumulate: see `TrainConfig`.
     """
 
     def step(
         state: TrainState, split: Any, shared: Any, ids: dict[str, jax.Array], key: jax.Array
     ) -> tuple[TrainState, Collection]:
-        key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        rows = optimizer.rows(state, ids)
 
-        def total(dense: Named, rows: Named) -> LossSum:
+        def total(dense: Named, rows: Named, split: Any, key: jax.Array) -> LossSum:
             return task.loss(assembled(like, dense | rows), Batch(split, shared, ids), key)
 
-        differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
-        (loss, examples), gradients = jax.lax.psum(differentiate(state.dense, optimizer.rows(state, ids)), AXIS)
+        def differentiate(split: Any, key: jax.Array) -> tuple[LossSum, tuple[Named, Named]]:
+            (loss, examples), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(
+                state.dense, rows, split, key
+            )
+            return LossSum(loss, examples), gradients
+
+        key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        sums = _over_micro_batches(differentiate, split, key, accumulate)
+        (loss, examples), gradients = jax.lax.psum(sums, AXIS)
         examples = jnp.maximum(examples, 1)
         rates = optimizer.learning_rates(state.step)
         state, norms = optimizer.update(state, ids, *jax.tree.map(lambda x: x / examples, gradients))
         return state, step_metrics(loss, examples, norms, rates)
 
     return parallel.compile(step, broadcast=(2, 3, 4))
+
+
+def _over_micro_batches(function: Callable, split: Any, key: jax.Array, count: int) -> Any:
+    """The sum of `function(rows, key)` over `count` equal stretches of a device's rows, computed one after the other."""
+    if count == 1:
+        return function(split, key)
+    rows = len(jax.tree.leaves(split)[0])
+    if rows % count:
+        raise ValueError(f"{rows} rows of a device cannot be divided into {count} micro-batches")
+    micro_batches = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), split), jax.random.split(key, count)
+    sums = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], micro_batches))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+    return jax.lax.scan(lambda sums, each: (jax.tree.map(jnp.add, sums, function(*each)), None), zeros, micro_batches)[
+        0
+    ]
 
 
 def _evaluated(
