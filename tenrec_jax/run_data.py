@@ -93,7 +93,7 @@ class RunData:
         """The retrieval stage's training task.
 
         Raises:
-            UserError: no training row is a click.
+            UserError: no training row is a click, or the batch cannot be divided into micro-batches.
         """
         config, table = self._config.retrieval, self.table
         clicks_N1 = self.counts.item_actions_N1A[:, 0]
@@ -106,7 +106,7 @@ class RunData:
         return RetrievalTask(
             config.model,
             self.vocabulary,
-            batches=self._training_batches(config),
+            batches=self._training_batches("retrieval", config),
             negatives=NegativeSampler(items, config.negatives, self._config.seed),
             in_batch=PopularItems(clicks_N1, 1.0),
             category=table.items.category,
@@ -120,7 +120,7 @@ class RunData:
         """The ranking stage's training task.
 
         Raises:
-            UserError: the log holds clicks alone.
+            UserError: the log holds clicks alone, or the batch cannot be divided into micro-batches.
         """
         config, actions = self._config.ranking, self.table.actions
         if not self.table.has_exposures:
@@ -130,7 +130,7 @@ class RunData:
         return RankingTask(
             config.model,
             self.vocabulary,
-            batches=self._training_batches(config, any_order=config.any_order),
+            batches=self._training_batches("ranking", config, any_order=config.any_order),
             hashed=self.hashed(config.model.features),
             action_weights=config.action_weights[: len(actions)],
             pairwise_weight=config.pairwise_weight,
@@ -177,9 +177,11 @@ class RunData:
         rows, width = self.split.rows(Part.TRAIN), config.model.encoder.width
         return spectral_item_vectors(self.table, rows, width, seed=self._config.seed)
 
-    def _training_batches(self, config: RetrievalConfig | RankingConfig, *, any_order: bool = False) -> TimelineBatches:
+    def _training_batches(
+        self, stage: str, config: RetrievalConfig | RankingConfig, *, any_order: bool = False
+    ) -> TimelineBatches:
         stride = config.model.features.max_length
-        return self._batches(
+        batches = self._batches(
             config,
             Part.TRAIN,
             stride=stride,
@@ -187,6 +189,14 @@ class RunData:
             unknown_rate=config.unknown_rate,
             any_order=any_order,
         )
+        rows, accumulate = batches.rows // self._devices, config.train.accumulate
+        if rows % accumulate:
+            divisors = ", ".join(str(number) for number in range(1, rows + 1) if rows % number == 0)
+            raise UserError(
+                f"config.{stage}.train.accumulate is {accumulate}, but a device has {rows} rows of a batch of "
+                f"config.{stage}.events_per_batch={config.events_per_batch}: accumulate over {divisors}, or change events_per_batch."
+            )
+        return batches
 
     def _batches(
         self,

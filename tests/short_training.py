@@ -82,7 +82,9 @@ def make_task(stage: str, table: Path, dropout: float = 0.0) -> Task:
     return data.retrieval_task(no_evaluation) if stage == "retrieval" else data.ranking_task(no_evaluation)
 
 
-def train(task: Task, parallel: DataParallel, steps: int = STEPS, *, row_sharded: bool = False) -> Trained:
+def train(
+    task: Task, parallel: DataParallel, steps: int = STEPS, *, row_sharded: bool = False, accumulate: int = 1
+) -> Trained:
     """Train for some steps, with gradients clipped in most of them.
 
     SGD with momentum, and for the tables Adagrad with a large eps: Adam, and Adagrad with a small one, would turn the rounding of a
@@ -100,12 +102,12 @@ def train(task: Task, parallel: DataParallel, steps: int = STEPS, *, row_sharded
     )
     parameters, losses = jax.jit(task.init)(jax.random.key(0)), []
     state = parallel.replicate(optimizer.init(named(parameters)), optimizer.divided)
-    step_fn = compile_step(task, optimizer, parallel, like=parameters)
+    step_fn = compile_step(task, optimizer, parallel, like=parameters, accumulate=accumulate)
     for step in range(steps):
         batch = task.batch(step, parallel.process_index, parallel.process_count)
         key = jax.random.fold_in(jax.random.key(1), step)
         state, report = step_fn(state, parallel.split(batch.split), batch.shared, batch.ids, key)
-        losses.append(float(parallel.unreplicate(report).loss))
+        losses.append(float(parallel.read(report).loss.compute()))
     trained = whole_parameters(parallel.unreplicate(state, optimizer.divided), optimizer, parallel, like=parameters)
     weights = jax.tree.leaves(trained)
     return Trained(np.asarray(losses), np.concatenate([np.ravel(leaf) for leaf in weights]))

@@ -1,7 +1,6 @@
 """Devices and processes: the same training on any number of either, and what happens when a process dies."""
 
 import itertools
-import json
 import os
 import signal
 import socket
@@ -350,12 +349,5 @@ def test_a_run_of_two_processes_goes_on_after_one_was_killed(placement: str, tab
     out, err = again.communicate(timeout=DEADLINE)
     assert again.returncode == 0, err
     assert "recall@10" in out
-    for name in ("recommender/retrieval.safetensors", "recommender/manifest.json"):
+    for name in ("recommender/retrieval.safetensors", "recommender/manifest.json", "metrics.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    metrics = [
-        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-        for run in ("whole", "killed")
-    ]
-    for line in metrics[0] + metrics[1]:
-        line.pop("data_wait_share", None)
-    assert metrics[0] == metrics[1]

@@ -62,8 +62,16 @@ def rows_of_first_user(workdir: Path) -> list[int]:
 
 
 def test_a_run_leaves_the_promised_files(workdir: Path) -> None:
-    files = ("config.json", "env.json", "data.json", "metrics.jsonl", "eval/val.json", "eval/test.json", "report.html")
-    for name in (*files, "recommender/manifest.json", "DONE"):
+    files = (
+        "config.json",
+        "env.json",
+        "data.json",
+        "metrics.jsonl",
+        "timings.jsonl",
+        "eval/val.json",
+        "eval/test.json",
+    )
+    for name in (*files, "report.html", "recommender/manifest.json", "DONE"):
         assert (workdir / name).is_file(), name
     for folder in ("tensorboard/retrieval", "checkpoints/retrieval", "checkpoints/ranking", "recommender/index"):
         assert any((workdir / folder).iterdir()), folder

@@ -107,6 +107,10 @@ def files_of_a_run():
         "stages.json": {stage: {"seconds": 12.34} for stage in ("data", "retrieval", "index", "ranking", "evaluate")},
         "eval/val.json": evaluation(0.0333),
         "eval/test.json": evaluation(),
+        "timings.jsonl": [
+            {"stage": "ranking", "step": step, "labels_per_second": rate, "peak_process_memory_mib": 1234.5}
+            for step, rate in ((20, 10_000.0), (40, 20_500.0), (50, 30_000.0))
+        ],
         "metrics.jsonl": [
             {"stage": stage, "step": step, **values}
             for stage, metric in (("retrieval", "ndcg@10"), ("ranking", "click_auc"))
@@ -241,6 +245,16 @@ def test_names_in_tables_and_figures_are_escaped(tmp_path, files):
 
 
 @pytest.mark.usefixtures("no_matplotlib")
+def test_speed_is_told_by_the_median_window_and_the_last(tmp_path, files):
+    files["timings.jsonl"].append({"stage": "ranking", "step": 50, "peak_process_memory_mib": 2345.6})
+    assert Page(report_of(tmp_path, files)).tables["By windows of steps"] == [
+        ["figure", "median", "last"],
+        ["ranking labels_per_second", "20,500", "30,000"],
+        ["ranking peak_process_memory_mib", "1,234", "2,346"],
+    ]
+
+
+@pytest.mark.usefixtures("no_matplotlib")
 def test_retrieval_table_shows_the_numbers_of_the_files(tmp_path, files):
     test, validation = files["eval/test.json"], files["eval/val.json"]
     test["retrieval"]["mrr"] = UNDEFINED
@@ -358,10 +372,11 @@ def test_run_with_undefined_numbers_throughout_still_has_a_report(tmp_path, file
             entry |= dict.fromkeys([key for key in entry if isinstance(entry[key], dict)], UNDEFINED)
             entry |= {"gauc_coverage": None} if "gauc_coverage" in entry else {}
     files["eval/test.json"]["index"]["recall@100_vs_exact"] = None
-    files["metrics.jsonl"] = []
+    files["metrics.jsonl"] = files["timings.jsonl"] = []
     page = Page(report_of(tmp_path, files))
     assert "in 0 of 26 comparisons" in page.text
     assert "metrics.jsonl holds no line." in page.text
+    assert "timings.jsonl holds no line." in page.text
 
 
 def test_missing_file_is_named(tmp_path, files):

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,8 @@ from tenrec_jax.parameters import assembled, named
 from tenrec_jax.run_data import RunData
 from tenrec_jax.timeline import Events, Profile
 from tenrec_jax.training.id_spaces import TABLES
-from tenrec_jax.training.metrics_writer import DATA_WAIT_SHARE
+from tenrec_jax.training.loop_clock import LoopClock, peak_memory
+from tenrec_jax.training.metrics_writer import METRICS, TIMINGS, read_lines
 from tenrec_jax.training.optimizers import Optimizer, OptimizerConfig, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel
 from tenrec_jax.training.tables import TableOptimizerConfig
@@ -89,26 +93,36 @@ def run(
     workdir: Path,
     *,
     epochs: int,
-    values: list[float] | None = None,
     parallel: DataParallel | None = None,
+    killed_at: int | None = None,
     **options: Any,
 ) -> FitResult:
     workdir.mkdir(exist_ok=True)
     parallel = parallel or DataParallel(jax.local_devices()[:1])
     data = RunData(tiny_config(), table_folder, devices=parallel.size)
-    task = make_task(stage, data, values or [float(i) for i in range(epochs)])
+    task = make_task(stage, data, [])
+    task.evaluate = evaluate_by_size
+    if killed_at is not None:
+        kill_when_asked_for_the_batch_of(killed_at, task)
     optimizer = OptimizerConfig(learning_rate=0.01, schedule="constant")
     config = TrainConfig(epochs=epochs, optimizer=optimizer, **options)
     return fit(task, config, workdir=workdir, seed=0, parallel=parallel)
 
 
-def lines(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def evaluate_by_size(parameters: nnx.State) -> tuple[float, dict[str, float]]:
+    value = float(optax.tree.norm(parameters))
+    return value, {"size": value}
 
 
-def without_waits(records: list[dict]) -> list[dict]:
-    """The records without the one value that the clock decides."""
-    return [{name: value for name, value in record.items() if name != DATA_WAIT_SHARE} for record in records]
+def kill_when_asked_for_the_batch_of(killed_at: int, task: Task) -> None:
+    batch = task.batch
+
+    def batch_or_death(step: int, *process: int) -> Batch:
+        if step == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch(step, *process)
+
+    task.batch = batch_or_death
 
 
 def assert_equal_trees(a: object, b: object, **tolerance: float) -> None:
@@ -121,10 +135,31 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(stage: str, tabl
     run(stage, table_folder, tmp_path / "parts", epochs=2)
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:  # work that a kill cut off, and a torn line
         file.write(json.dumps({"stage": stage, "step": 10**6, "loss": 0.0}) + '\n{"stage": "ran')
-    resumed = run(stage, table_folder, tmp_path / "parts", epochs=4, values=[2.0, 3.0])
+    resumed = run(stage, table_folder, tmp_path / "parts", epochs=4)
     assert resumed.best_step == whole.best_step
     assert_equal_trees(resumed.parameters, whole.parameters, rtol=0, atol=0)
-    assert without_waits(lines(tmp_path / "parts")) == without_waits(lines(tmp_path / "whole"))
+    assert (tmp_path / "parts" / METRICS).read_bytes() == (tmp_path / "whole" / METRICS).read_bytes()
+
+
+def test_a_run_killed_within_a_window_leaves_the_same_metrics(table_folder: Path, tmp_path: Path) -> None:
+    """Four evaluations, 24 steps apart; windows also end at every 20th step, and the kill comes between two of those."""
+    arguments = {"epochs": 32, "evaluate_every": 8}
+    context = multiprocessing.get_context("spawn")
+    killed = context.Process(
+        target=run, args=("ranking", table_folder, tmp_path / "killed"), kwargs=arguments | {"killed_at": 70}
+    )
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    before = read_lines(tmp_path / "killed" / METRICS)
+    assert before[-1]["step"] == 60
+    run("ranking", table_folder, tmp_path / "killed", **arguments)
+    run("ranking", table_folder, tmp_path / "whole", **arguments)
+    after = read_lines(tmp_path / "whole" / METRICS)
+    assert [line["step"] for line in after if "loss" in line] == [20, 24, 40, 48, 60, 72, 80, 96]
+    assert [line["step"] for line in after if "size" in line] == [24, 48, 72, 96]
+    assert (tmp_path / "killed" / METRICS).read_bytes() == (tmp_path / "whole" / METRICS).read_bytes()
+    assert before == after[: len(before)]
 
 
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
@@ -141,12 +176,12 @@ def test_a_run_with_divided_tables_resumes_bit_identically_and_is_read_on_other_
         read = run("retrieval", table_folder, tmp_path / "parts", epochs=2, parallel=other, **options)
         assert read.steps == half.steps
         assert_equal_trees(read.parameters, half.parameters, rtol=0, atol=0)
-    resumed = run("retrieval", table_folder, tmp_path / "parts", epochs=4, values=[2.0, 3.0], parallel=four, **options)
+    resumed = run("retrieval", table_folder, tmp_path / "parts", epochs=4, parallel=four, **options)
     assert_equal_trees(resumed.parameters, whole.parameters, rtol=0, atol=0)
-    assert without_waits(lines(tmp_path / "parts")) == without_waits(lines(tmp_path / "whole"))
+    assert (tmp_path / "parts" / METRICS).read_bytes() == (tmp_path / "whole" / METRICS).read_bytes()
     # On two devices after four: the same training but for the order of sums.
     two = DataParallel(jax.local_devices()[:2], how)
-    more = run("retrieval", table_folder, tmp_path / "parts", epochs=6, values=[4.0, 5.0], parallel=two, **options)
+    more = run("retrieval", table_folder, tmp_path / "parts", epochs=6, parallel=two, **options)
     assert more.steps == 6 * (whole.steps // 4)
 
 
@@ -235,15 +270,93 @@ def test_both_stages_train_under_protocols_of_random_rows_and_of_candidates(prot
         step_fn, batch = compile_step(task, optimizer, parallel, like=parameters), task.batch(0)
         state = parallel.replicate(optimizer.init(named(parameters)))
         state, report = step_fn(state, *batch._replace(split=parallel.split(batch.split)), jax.random.key(1))
-        assert np.isfinite(float(parallel.unreplicate(report).loss))
-        assert float(parallel.unreplicate(report).norms.gradient) > 0
+        metrics = parallel.read(report).compute()
+        assert np.isfinite(metrics["loss"])
+        assert metrics["gradient_norm"] > 0
 
 
-def test_the_share_of_time_that_data_keep_training_waiting_is_written_down(table_folder: Path, tmp_path: Path) -> None:
-    run("ranking", table_folder, tmp_path, epochs=25)
-    shares = [line[DATA_WAIT_SHARE] for line in lines(tmp_path) if "loss" in line]
-    assert shares
-    assert all(0 <= share <= 1 for share in shares)
+def test_a_window_logs_the_mean_loss_of_its_examples_and_the_last_learning_rate(
+    table_folder: Path, tmp_path: Path
+) -> None:
+    run("retrieval", table_folder, tmp_path, epochs=9, evaluate_every=9)
+    task = make_task("retrieval", RunData(tiny_config(), table_folder, devices=1), [])
+    parallel = DataParallel(jax.local_devices()[:1])
+    init_key, dropout_key = jax.random.split(jax.random.key(0))
+    parameters = task.init(init_key)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.01, schedule="constant"), 27, task.tables)
+    step_fn, state = (
+        compile_step(task, optimizer, parallel, parameters),
+        parallel.replicate(optimizer.init(named(parameters))),
+    )
+    total, count, norm = np.zeros((3, 27))
+    for step in range(27):
+        batch = task.batch(step)
+        key = jax.random.fold_in(dropout_key, step)
+        state, metrics = step_fn(state, *batch._replace(split=parallel.split(batch.split)), key)
+        loss = parallel.read(metrics).loss
+        total[step], count[step] = loss.total, loss.count
+        norm[step] = parallel.read(metrics).compute()["gradient_norm"]
+    assert len(set(count)) > 1
+    logged = [line for line in read_lines(tmp_path / METRICS) if "loss" in line]
+    assert [line["step"] for line in logged] == [20, 27]
+    for line, steps in zip(logged, (slice(0, 20), slice(20, 27)), strict=True):
+        assert line["loss"] == pytest.approx(total[steps].sum() / count[steps].sum(), rel=1e-5)
+        assert line["gradient_norm"] == pytest.approx(norm[steps].mean(), rel=1e-5)
+        assert line["learning_rate"] == pytest.approx(0.01 * (line["step"] - 1) / 100)
+        assert line["table_learning_rate"] == pytest.approx(0.05 * (line["step"] - 1) / 100)
+
+
+def test_timings_stand_apart_and_count_every_label(table_folder: Path, tmp_path: Path) -> None:
+    run("ranking", table_folder, tmp_path, epochs=9, evaluate_every=9)
+    first, second, last = read_lines(tmp_path / TIMINGS)
+    assert [first["step"], second["step"], last["step"]] == [20, 27, 27]
+    for window in (first, second):
+        assert window["labels_per_second"] == pytest.approx(4 * window["examples_per_second"])
+        assert 0 <= window["data_wait_share"] <= 1
+        assert window["peak_process_memory_mib"] > 1
+    assert first["eta_seconds"] > second["eta_seconds"] == 0
+    assert second["evaluation_share"] == 0 < last["evaluation_share"]
+    assert last.keys() == {
+        "stage",
+        "step",
+        "startup_share",
+        "evaluation_share",
+        "checkpoint_share",
+        "peak_process_memory_mib",
+    }
+    assert sum(last[f"{activity}_share"] for activity in ("startup", "evaluation", "checkpoint")) < 1
+
+
+def test_the_clock_tells_steps_from_all_else() -> None:
+    times = iter([0.0, 8.0, 10.0, 11.0, 12.0, 13.0, 20.0, 20.0, 20.0])
+    clock = LoopClock(lambda: next(times))
+    clock.first_step_runs()  # at 8
+    with clock.spending_on("evaluation"):  # from 10 to 11
+        pass
+    with clock.spending_on("checkpoint"):  # from 12 to 13
+        pass
+    clock.waited(2.0)
+    assert clock.end_window(steps=5, examples=100, labels=400, steps_left=10) == {  # at 20
+        "steps_per_second": 0.5,
+        "examples_per_second": 10,
+        "labels_per_second": 40,
+        "data_wait_share": 0.2,
+        "eta_seconds": 24.0,
+        "startup_share": 0.4,
+        "evaluation_share": 0.05,
+        "checkpoint_share": 0.05,
+    }
+
+
+def test_memory_is_that_of_the_fullest_device_where_devices_tell() -> None:
+    class Device:
+        def __init__(self, peak: int) -> None:
+            self.peak = peak
+
+        def memory_stats(self) -> dict[str, int]:
+            return {"bytes_in_use": 1, "peak_bytes_in_use": self.peak}
+
+    assert peak_memory([Device(2**21), Device(2**22)]) == {"peak_device_memory_mib": 4.0}
 
 
 def spectral_config() -> RunConfig:

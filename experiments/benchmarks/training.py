@@ -258,7 +258,7 @@ def timeline_step(sizes: Sizes, items: int, distinct: int) -> Step:
         nonlocal state
         batch = task.batch(turn)
         state, told = step_fn(state, parallel.split(batch.split), batch.shared, batch.ids, jax.random.key(turn))
-        return float(parallel.unreplicate(jax.block_until_ready((state, told))[1]).loss)
+        return float(parallel.read(jax.block_until_ready((state, told))[1]).loss.compute())
 
     return step
 

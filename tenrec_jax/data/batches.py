@@ -216,6 +216,11 @@ class TimelineBatches:
         self._plan = lru_cache(maxsize=2)(self._make_plan)
 
     @property
+    def rows(self) -> int:
+        """Rows of a batch, of all processes."""
+        return self._rows
+
+    @property
     def padding(self) -> Padding:
         """What the batches of an epoch hold beside events."""
         return Padding(self._packs.padding, 1 - self._packs.rows / (self.steps_per_epoch * self._rows))

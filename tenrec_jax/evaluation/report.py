@@ -8,13 +8,14 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.figures import Estimate, can_draw, interval_plot, learning_curve, recall_curve
 from tenrec_jax.evaluation.page import bullets, document, facts, folded, heading, paragraph, table
 from tenrec_jax.files import read_json, write_text
-from tenrec_jax.training.metrics_writer import DATA_WAIT_SHARE, read_metrics
+from tenrec_jax.training.metrics_writer import METRICS, TIMINGS, read_lines
 
 HEADLINE = ("recall@10", "ndcg@10", "hit@1", "mrr")
 RANKING_METRICS = ("auc", "gauc", "log_loss", "ece", "pcoc")
@@ -31,6 +32,7 @@ class Run(NamedTuple):
     validation: dict[str, Any]
     test: dict[str, Any]
     metrics: list[dict[str, Any]]
+    timings: list[dict[str, Any]]
 
 
 class Comparison(NamedTuple):
@@ -55,7 +57,8 @@ def write_report(workdir: Path) -> Path:
         if not (workdir / name).is_file():
             raise UserError(f"{workdir / name} is missing: the run is not finished. Run its command again.")
     config, environment, data, stages, validation, test = (read_json(workdir / name) for name in names)
-    run = Run(config, environment, data, stages, validation, test, read_metrics(workdir))
+    lines = (read_lines(workdir / name) for name in (METRICS, TIMINGS))
+    run = Run(config, environment, data, stages, validation, test, *lines)
     sections = {
         "What was run": _what_was_run(run),
         "Data": _data(run),
@@ -63,6 +66,7 @@ def write_report(workdir: Path) -> Path:
         "Ranking": _ranking(run),
         "Index": paragraph(f"Search over the item vectors: {_index(run.test)}."),
         "Learning curves": _learning(run),
+        "Speed": _speed(run),
         "Limits and warnings": bullets(_limits(run)),
         "Configuration": folded("All settings", json.dumps(run.config, indent=2, ensure_ascii=False)),
     }
@@ -201,27 +205,43 @@ def _ranking(run: Run) -> str:
 
 
 def _learning(run: Run) -> str:
-    curves: dict[str, dict[str, dict[int, float]]] = {}
-    for line in run.metrics:
-        for key in sorted(line.keys() - {"stage", "step"}):
-            curves.setdefault(line["stage"], {}).setdefault(key, {})[line["step"]] = line[key]
     rows, plots = [], []
-    for place, (stage, metrics) in enumerate(curves.items()):
+    for place, (stage, metrics) in enumerate(_by_stage(run.metrics).items()):
         rows += [
             [f"{stage} {key}", f"{(last := max(curve)):,}", _number(curve[last])] for key, curve in metrics.items()
         ]
-        for title, chosen in (
-            (
-                "loss",
-                {key: curve for key, curve in metrics.items() if not key.startswith(("validation/", DATA_WAIT_SHARE))},
-            ),
-            ("validation metrics", {key: curve for key, curve in metrics.items() if key.startswith("validation/")}),
-        ):
+        groups: dict[str, dict[str, dict[int, float]]] = {"loss": {}, "norms": {}, "validation metrics": {}}
+        for key, curve in metrics.items():
+            if not key.endswith("learning_rate"):
+                kind = "validation metrics" if key.startswith("validation/") else "loss"
+                groups["norms" if key.endswith("_norm") else kind][key] = curve
+        for title, chosen in groups.items():
             if chosen:
                 plots.append(learning_curve(f"learning{place}-{title[:4]}", f"{stage}: {title} by step", chosen))
     if not rows:
         return paragraph("metrics.jsonl holds no line.")
     return table("Last values", ["metric", "step", "value"], rows) + _side_by_side(*plots)
+
+
+def _speed(run: Run) -> str:
+    """What each stage's windows of steps tell: in the middle, and at the end."""
+    rows = [
+        [f"{stage} {key}", _figure(median(curve.values())), _figure(curve[max(curve)])]
+        for stage, timings in _by_stage(run.timings).items()
+        for key, curve in timings.items()
+    ]
+    if not rows:
+        return paragraph("timings.jsonl holds no line.")
+    return table("By windows of steps", ["figure", "median", "last"], rows)
+
+
+def _by_stage(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[int, float]]]:
+    """The curves of each stage: name -> step -> value."""
+    curves: dict[str, dict[str, dict[int, float]]] = {}
+    for line in lines:
+        for key in sorted(line.keys() - {"stage", "step"}):
+            curves.setdefault(line["stage"], {}).setdefault(key, {})[line["step"]] = line[key]
+    return curves
 
 
 def _limits(run: Run) -> list[str]:
@@ -262,6 +282,10 @@ def _side_by_side(*plots: str) -> str:
 
 def _number(value: float | None) -> str:
     return "n/a" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _percent(share: float | None) -> str:

@@ -18,6 +18,12 @@ class Progress(NamedTuple):
     best_value: float
     evaluations_since_best: int
 
+    def after(self, step: int, value: float) -> "Progress":
+        """Where selection stands after one more evaluation; of equal ones the first stays the best."""
+        if value > self.best_value:
+            return Progress(step, step, value, 0)
+        return self._replace(step=step, evaluations_since_best=self.evaluations_since_best + 1)
+
 
 class Checkpoints:
     """The folder `checkpoints/<stage>` of a run. A step is written under a temporary name and renamed, so it is whole or absent.

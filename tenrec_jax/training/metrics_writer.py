@@ -1,19 +1,22 @@
-"""Where a run's numbers go: `metrics.jsonl`, TensorBoard and the console's progress bar."""
+"""Where a run's numbers go: `metrics.jsonl` and `timings.jsonl`, TensorBoard and the console's progress bar.
+
+`metrics.jsonl` holds what the configuration and the data decide: a run that was killed and resumed leaves the same file as one that was
+not. `timings.jsonl` holds what the clock and the machine decide.
+"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import tensorboardX
 from tqdm import tqdm
 
-# Since the stage's last line, the share of the time in which no step ran because the next batch was not assembled. An upper bound: a wait
-# counts in full if the step before has ended by its end.
-DATA_WAIT_SHARE = "data_wait_share"
+METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 
 
 class MetricsWriter:
-    """Appends the metrics of one stage to `metrics.jsonl` and to TensorBoard.
+    """Appends the numbers of one stage to the two files and to TensorBoard.
 
     Args:
         workdir: of the run.
@@ -23,30 +26,34 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, stage: str, *, resume_from: int) -> None:
         self._stage = stage
-        path = workdir / "metrics.jsonl"
-        if path.exists():
-            _drop_lines(path, stage, resume_from)
-        self._file = path.open("a", encoding="utf-8")
+        self._metrics, self._timings = (_reopened(workdir / name, stage, resume_from) for name in (METRICS, TIMINGS))
         self._tensorboard = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard" / stage), purge_step=resume_from + 1, flush_secs=10
         )
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of JSON, and one TensorBoard point a value."""
-        self._file.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of `metrics.jsonl`, and one TensorBoard point a value."""
+        self._append(self._metrics, step, values)
+
+    def write_timings(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of `timings.jsonl`, and one TensorBoard point a value."""
+        self._append(self._timings, step, values)
 
     def close(self) -> None:
         """Write out what is buffered."""
-        self._file.close()
+        self._metrics.close()
+        self._timings.close()
         self._tensorboard.close()
 
+    def _append(self, file: TextIO, step: int, values: Mapping[str, float]) -> None:
+        file.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
+        file.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """All lines of a run's `metrics.jsonl`; none if there is no such file."""
-    path = workdir / "metrics.jsonl"
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All lines of `metrics.jsonl` or `timings.jsonl`; none if there is no such file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
@@ -58,9 +65,12 @@ def progress_bar(total: int, description: str, *, initial: int = 0, unit: str = 
     )
 
 
-def _drop_lines(path: Path, stage: str, resume_from: int) -> None:
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    kept = [line for line in lines if line["stage"] != stage or line["step"] <= resume_from]
-    temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+def _reopened(path: Path, stage: str, resume_from: int) -> TextIO:
+    """A file to append to, without the stage's lines beyond a step and without a line that a kill cut off."""
+    if path.exists():
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in lines if line["stage"] != stage or line["step"] <= resume_from]
+        temporary = path.with_suffix(".jsonl.tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+    return path.open("a", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -80,6 +81,7 @@ class Optimizer:
         shards: devices over which the rows of every table, and of what its updates remember, are divided; 1 has all rows on each. With n of
             them, tables are padded with rows of zeros to a multiple of n, and device d holds the d-th stretch. Then `rows` and `update`
             run within a step on n devices: every device contributes the rows that it has, and updates those alone.
+        schedules: of the learning rates, by the names under which `learning_rates` tells them; what moves by them is said above.
     """
 
     def __init__(
@@ -92,7 +94,9 @@ class Optimizer:
         clip_norm: float = 0.0,
         average_decay: float = 0.0,
         shards: int = 1,
+        schedules: Mapping[str, optax.Schedule] = MappingProxyType({}),
     ) -> None:
+        self._schedules = schedules
         self._dense, self._rule, self._rates, self._spaces = dense, rule, rates, spaces
         self._clip_norm, self._average_decay, self._shards = clip_norm, average_decay, shards
 
@@ -156,6 +160,10 @@ class Optimizer:
         norms = Norms(norm, optax.tree.norm(dense), optax.tree.norm(updates))
         return TrainState(state.step + 1, dense, stored, optimizer, states, average), norms
 
+    def learning_rates(self, step: jax.Array) -> Named:
+        """The learning rates of a step, by name."""
+        return {name: jnp.asarray(schedule(step)) for name, schedule in self._schedules.items()}
+
     def parameters(self, state: TrainState) -> Named:
         """The parameters to evaluate and to keep, whole tables with their padding."""
         whole = tables.average_table if self._average_decay else tables.current_table
@@ -186,7 +194,14 @@ def make_optimizer(
     dense = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices)
     rates = {name: rate if "_bias." in name else table_rate for name in spaces}
     return Optimizer(
-        dense, config.tables, rates, spaces, clip_norm=config.clip_norm, average_decay=average_decay, shards=shards
+        dense,
+        config.tables,
+        rates,
+        spaces,
+        clip_norm=config.clip_norm,
+        average_decay=average_decay,
+        shards=shards,
+        schedules={"learning_rate": rate, "table_learning_rate": table_rate},
     )
 
 

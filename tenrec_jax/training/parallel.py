@@ -122,6 +122,11 @@ class DataParallel:
 
         return jax.tree.map(whole, tree)
 
+    def read(self, tree: Any) -> Any:
+        """What is the same on every device, as NumPy arrays. Computes nothing on a device, where it would wait for what runs there."""
+        host = jax.device_get(self.local(tree))
+        return jax.tree.map(lambda x: x[0], host) if self.how == "pmap" else host
+
     def split(self, batch: Any) -> Any:
         """Split the leading axis of every leaf over the devices.
 

@@ -101,6 +101,7 @@ class RetrievalTask(HashedTask):
     """
 
     name = "retrieval"
+    labels_per_example = 1
 
     def __init__(
         self,
@@ -209,6 +210,7 @@ class RankingTask(HashedTask):
         super().__init__(nnx.eval_shape(lambda: self._make(0)), hashed)
         self._vocabulary, self._batches, self._weight_A = vocabulary, batches, jnp.asarray(action_weights)
         self._pairwise_weight = pairwise_weight
+        self.labels_per_example = int(np.count_nonzero(action_weights))
         self._item_logit, user_logit = (_start_logit(config.heads, rate) for rate in (item_rate, user_rate))
         self._user_logit = user_logit - user_logit[0]
         self.steps_per_epoch = batches.steps_per_epoch

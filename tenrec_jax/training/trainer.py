@@ -5,6 +5,7 @@ Resume rules, which the code below obeys:
 1. Batches and dropout keys are functions of (seed, step), so a checkpoint holds no iterator and no key.
 2. A checkpoint is written after every evaluation, with the parameters, the optimiser's state and where selection stands.
 3. A run that finds a checkpoint goes on after its step; lines of `metrics.jsonl` beyond that step are dropped, since they come again.
+   Averages are flushed before a checkpoint, so they come again the same.
 4. The result is the best evaluated step's parameters, read back from its checkpoint.
 5. Of several processes, each assembles its rows of a batch and all write a checkpoint together, in a folder that all can reach. The first
    alone evaluates and writes metrics; the others take its selection value, so that all stop at the same step.
@@ -20,15 +21,14 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from clu.metrics import Collection
 from flax import nnx
 
 from tenrec_jax.parameters import assembled, named
 from tenrec_jax.training.checkpoints import Checkpoints, Progress
-from tenrec_jax.training.metrics_writer import DATA_WAIT_SHARE, MetricsWriter, progress_bar
-from tenrec_jax.training.optimizers import Named, Norms, Optimizer, OptimizerConfig, TrainState, make_optimizer
+from tenrec_jax.training.optimizers import Named, Optimizer, OptimizerConfig, TrainState, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel
-
-LOG_EVERY = 20
+from tenrec_jax.training.train_log import TrainLog, step_metrics
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class TrainConfig:
         table_placement: "replicated" has all embedding tables on every device. "row_sharded" divides their rows, with what the optimiser
             and the moving average keep of them, over the devices: n devices hold tables of n times the size, and sum the rows of a batch
             over the devices in every step. The results are the same. Evaluation still gathers whole tables.
+        accumulate: micro-batches into which each device splits its rows of a batch, one after the other, to hold the activations of one at
+            a time. The update is that of the whole batch, but for what depends on more than a row: in-batch negatives are those of the
+            micro-batch (over all devices), and dropout and pairs are drawn anew in each.
         optimizer: how the parameters move.
     """
 
@@ -51,7 +54,12 @@ class TrainConfig:
     patience: int = 0
     average_decay: float = 0.0
     table_placement: Literal["replicated", "row_sharded"] = "replicated"
+    accumulate: int = 1
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate is {self.accumulate}; a batch has at least 1 micro-batch")
 
 
 class Batch(NamedTuple):
@@ -79,11 +87,13 @@ class Task(Protocol):
         name: of the stage.
         steps_per_epoch: steps of one pass over the training rows.
         tables: id space of each embedding table, by parameter name.
+        labels_per_example: labels that an example of `LossSum` teaches.
     """
 
     name: str
     steps_per_epoch: int
     tables: dict[str, str]
+    labels_per_example: int
 
     def init(self, key: jax.Array) -> nnx.State:
         """Fresh parameters."""
@@ -96,13 +106,6 @@ class Task(Protocol):
 
     def evaluate(self, parameters: nnx.State) -> tuple[float, dict[str, float]]:
         """The selection metric on the validation rows, larger is better, and all metrics to write down."""
-
-
-class StepReport(NamedTuple):
-    """What a step tells: the loss of the whole batch and the norms of the update."""
-
-    loss: jax.Array
-    norms: Norms
 
 
 class FitResult(NamedTuple):
@@ -146,81 +149,72 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
         # Made where it is to lie: no device holds the whole of what is divided.
         places = jax.tree.map(lambda x: x.sharding, like)
         restored = jax.jit(begin, out_shardings=places)(init_key), Progress(0, 0, float("-inf"), 0)
-    step_fn = compile_step(task, optimizer, parallel, like=parameters)
+    step_fn = compile_step(task, optimizer, parallel, like=parameters, accumulate=config.accumulate)
     replicated, progress = parallel.replicate(restored[0], optimizer.divided), restored[1]
     del restored
-    writer = MetricsWriter(workdir, task.name, resume_from=progress.step) if parallel.is_main else None
-    bar = progress_bar(steps, f"train {task.name}", initial=progress.step, disable=not parallel.is_main)
-    evaluate_every = config.evaluate_every * task.steps_per_epoch
-    previous, waited, since = None, 0.0, time.perf_counter()
+    log = TrainLog(
+        workdir,
+        task.name,
+        labels_per_example=task.labels_per_example,
+        steps=steps,
+        progress=progress,
+        parallel=parallel,
+    )
     for step, batch, blocked in _prefetched(task, parallel, progress.step, steps):
         if _stopped_early(config, progress):
             break
-        # A batch that comes while the step before still runs has kept nobody waiting.
-        if previous is None or previous.loss.is_ready():
-            waited += blocked
-        replicated, report = step_fn(replicated, *batch, jax.random.fold_in(dropout_key, step))
-        # The report of the step before is read after this one is dispatched: the device never waits for the host.
-        if previous is not None and step % LOG_EVERY == 0:
-            before, share = parallel.unreplicate(previous), waited / (time.perf_counter() - since)
-            if writer:
-                norms = {f"{name}_norm": float(norm) for name, norm in before.norms._asdict().items()}
-                writer.write(step, {"loss": float(before.loss), **norms, DATA_WAIT_SHARE: share})
-            bar.set_postfix(
-                loss=f"{float(before.loss):.4f}", best=f"{progress.best_value:.4f}", wait=f"{share:.0%}", refresh=False
-            )
-            waited, since = 0.0, time.perf_counter()
-        previous = report
-        bar.update()
-        done = step + 1
-        if done % evaluate_every == 0 or done == steps:
+        log.waited(blocked)
+        replicated, told = step_fn(replicated, *batch, jax.random.fold_in(dropout_key, step))
+        log.add(told)
+        if _evaluates_after(step, config, task):
+            log.end_window()
             state = parallel.unreplicate(replicated, optimizer.divided)
-            evaluated = whole_parameters(state, optimizer, parallel, like=parameters)
-            value = float("nan")
-            if writer:
-                value, metrics = task.evaluate(evaluated)
-                writer.write(done, metrics)
-            value = parallel.from_main(value)
-            better = value > progress.best_value
-            progress = Progress(
-                step=done,
-                best_step=done if better else progress.best_step,
-                best_value=value if better else progress.best_value,
-                evaluations_since_best=0 if better else progress.evaluations_since_best + 1,
-            )
-            checkpoints.save(state, progress, value)
-            waited, since = 0.0, time.perf_counter()
-    bar.close()
-    if writer:
-        writer.close()
-    checkpoints.close()
+            with log.spending_on("evaluation"):
+                value, metrics = _evaluated(task, optimizer, parallel, state, like=parameters)
+            progress = progress.after(step + 1, value)
+            log.evaluated(progress, metrics)
+            with log.spending_on("checkpoint"):
+                checkpoints.save(state, progress, value)
+    with log.spending_on("checkpoint"):
+        checkpoints.close()
+    log.close()
     best, _ = Checkpoints(folder, resize=row_sharded).restore(progress.best_step, like)
     best_parameters = whole_parameters(best, optimizer, parallel, like=parameters)
     return FitResult(best_parameters, progress.best_step, progress.step, time.perf_counter() - began)
 
 
-def compile_step(task: Task, optimizer: Optimizer, parallel: DataParallel, like: nnx.State) -> Callable:
-    """The step of a task: (replicated state, split batch, shared batch, ids, key) -> (state, report), the same on every device.
+def compile_step(
+    task: Task, optimizer: Optimizer, parallel: DataParallel, like: nnx.State, *, accumulate: int = 1
+) -> Callable:
+    """The step of a task: (replicated state, split batch, shared batch, ids, key) -> (state, `step_metrics`), the same on every device.
 
     Args:
         task, optimizer, parallel: what, how and where.
         like: parameters of the task, for their structure.
+        accumulate: see `TrainConfig`.
     """
 
     def step(
         state: TrainState, split: Any, shared: Any, ids: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[TrainState, StepReport]:
-        key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+    ) -> tuple[TrainState, Collection]:
+        rows = optimizer.rows(state, ids)
 
-        def total(dense: Named, rows: Named) -> tuple[jax.Array, jax.Array]:
+        def total(dense: Named, rows: Named, split: Any, key: jax.Array) -> LossSum:
             return task.loss(assembled(like, dense | rows), Batch(split, shared, ids), key)
 
-        differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
-        (loss, examples), gradients = differentiate(state.dense, optimizer.rows(state, ids))
-        examples = jnp.maximum(jax.lax.psum(examples, AXIS), 1)
-        loss, gradients = jax.tree.map(lambda x: jax.lax.psum(x, AXIS) / examples, (loss, gradients))
-        state, norms = optimizer.update(state, ids, *gradients)
-        return state, StepReport(loss, norms)
+        def differentiate(split: Any, key: jax.Array) -> tuple[LossSum, tuple[Named, Named]]:
+            (loss, examples), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(
+                state.dense, rows, split, key
+            )
+            return LossSum(loss, examples), gradients
+
+        key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        sums = _over_micro_batches(differentiate, split, key, accumulate)
+        (loss, examples), gradients = jax.lax.psum(sums, AXIS)
+        examples = jnp.maximum(examples, 1)
+        rates = optimizer.learning_rates(state.step)
+        state, norms = optimizer.update(state, ids, *jax.tree.map(lambda x: x / examples, gradients))
+        return state, step_metrics(loss, examples, norms, rates)
 
     return parallel.compile(step, broadcast=(2, 3, 4), divided=optimizer.divided)
 
@@ -236,6 +230,37 @@ def whole_parameters(state: TrainState, optimizer: Optimizer, parallel: DataPara
     leaves, shapes = parallel.local(optimizer.parameters(state)), named(like)
     padded = [name for name in leaves if leaves[name].shape != shapes[name].shape]
     return assembled(like, leaves | {name: leaves[name][: len(shapes[name])] for name in padded})
+
+
+def _over_micro_batches(function: Callable, split: Any, key: jax.Array, count: int) -> Any:
+    """The sum of `function(rows, key)` over `count` equal stretches of a device's rows, computed one after the other."""
+    if count == 1:
+        return function(split, key)
+    rows = len(jax.tree.leaves(split)[0])
+    if rows % count:
+        raise ValueError(f"{rows} rows of a device cannot be divided into {count} micro-batches")
+    micro_batches = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), split), jax.random.split(key, count)
+    sums = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], micro_batches))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+    return jax.lax.scan(lambda sums, each: (jax.tree.map(jnp.add, sums, function(*each)), None), zeros, micro_batches)[
+        0
+    ]
+
+
+def _evaluated(
+    task: Task, optimizer: Optimizer, parallel: DataParallel, state: TrainState, like: nnx.State
+) -> tuple[float, dict[str, float]]:
+    """The main process's selection value, in every process; there all metrics too."""
+    parameters = whole_parameters(state, optimizer, parallel, like)
+    if not parallel.is_main:
+        return parallel.from_main(float("nan")), {}
+    value, metrics = task.evaluate(parameters)
+    return parallel.from_main(value), metrics
+
+
+def _evaluates_after(step: int, config: TrainConfig, task: Task) -> bool:
+    done = step + 1
+    return done % (config.evaluate_every * task.steps_per_epoch) == 0 or done == config.epochs * task.steps_per_epoch
 
 
 def _prefetched(task: Task, parallel: DataParallel, start: int, stop: int) -> Iterator[tuple[int, Batch, float]]:
