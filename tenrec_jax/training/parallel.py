@@ -111,7 +111,9 @@ class DataParallel:
 
         return jax.tree.map(split, batch)
 
-    def compile(self, step: Callable, *, donate_state: bool = True, broadcast: Sequence[int] = ()) -> Callable:
+    def compile(
+        self, step: Callable, *, donate_state: bool = True, broadcast: Sequence[int] = ()
+    ) -> jax.stages.Wrapped:
         """A per-device function as one that runs on all devices.
 
         Args:

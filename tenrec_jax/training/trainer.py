@@ -169,7 +169,7 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
 
 def compile_step(
     task: Task, optimizer: Optimizer, parallel: DataParallel, like: nnx.State, *, accumulate: int = 1
-) -> Callable:
+) -> jax.stages.Wrapped:
     """The step of a task: (replicated state, split batch, shared batch, ids, key) -> (state, `step_metrics`), the same on every device.
 
     Args:
