@@ -36,7 +36,9 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME by default, NAME as in the config.")
 RUN_STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run; finished ones are skipped.")
 DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Check the config, print the plan and the parameter tables, train nothing."
+    "dry_run",
+    False,
+    "Check the config, print the plan, the parameter tables and what a training step costs (FLOPs, memory); read and train nothing.",
 )
 NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes",
@@ -127,7 +129,7 @@ def _run(config: RunConfig, workdir: Path) -> None:
     logger.setLevel(logging.INFO if parallel.is_main else logging.WARNING)
     pipeline = Pipeline(config, workdir, parallel)
     if DRY_RUN.value:
-        sys.stdout.write(describe(config))
+        sys.stdout.write(describe(config, parallel))
         return
     results = pipeline.run(RUN_STAGES.value)
     if not parallel.is_main:

@@ -189,13 +189,7 @@ class RunData:
             unknown_rate=config.unknown_rate,
             any_order=any_order,
         )
-        rows, accumulate = batches.rows // self._devices, config.train.accumulate
-        if rows % accumulate:
-            divisors = ", ".join(str(number) for number in range(1, rows + 1) if rows % number == 0)
-            raise UserError(
-                f"config.{stage}.train.accumulate is {accumulate}, but a device has {rows} rows of a batch of "
-                f"config.{stage}.events_per_batch={config.events_per_batch}: accumulate over {divisors}, or change events_per_batch."
-            )
+        refuse_uneven_micro_batches(stage, config, batches.rows // self._devices)
         return batches
 
     def _batches(
@@ -233,3 +227,14 @@ class RunData:
     @property
     def _row_type(self) -> type[np.integer]:
         return np.int32 if self.table.num_rows < 2**31 else np.int64
+
+
+def refuse_uneven_micro_batches(stage: str, config: RetrievalConfig | RankingConfig, rows: int) -> None:
+    """A UserError if a device's `rows` of a batch cannot be divided into the micro-batches of a stage's configuration."""
+    accumulate = config.train.accumulate
+    if rows % accumulate:
+        divisors = ", ".join(str(number) for number in range(1, rows + 1) if rows % number == 0)
+        raise UserError(
+            f"config.{stage}.train.accumulate is {accumulate}, but a device has {rows} rows of a batch of "
+            f"config.{stage}.events_per_batch={config.events_per_batch}: accumulate over {divisors}, or change events_per_batch."
+        )

@@ -1,16 +1,18 @@
-"""What long timelines and deep encoders cost: time by length, temporary memory under rematerialisation, and compile time by depth.
+"""What long timelines and deep encoders cost: time by length, memory under rematerialisation and in micro-batches, compile time by depth.
 
-    python experiments/benchmarks/memory.py [--json FILE] [--quick] [--rounds N] [--wall] [--only length|rematerialisation|depth]
+    python experiments/benchmarks/memory.py [--json FILE] [--quick] [--rounds N] [--wall] [--only PART]
 
 length             Forward and backward pass over one timeline of 4,096 events against 512. Beside it the same for causal softmax attention
                    with the same feed-forward, one token an event, which has no bar.
 rematerialisation  Temporary memory of the compiled gradient (`memory_analysis`) of 12 layers x 512 over 64 timelines of 512 events, and its
                    FLOPs (`cost_analysis`, which counts the body of a loop once: a ratio of two programs with the same loops). Nothing of
                    that size is run; the time is that of a smaller batch.
+micro_batches      Temporary memory of the ranker's compiled training step, its batch taken whole and in 8 micro-batches.
 depth              Lowering and compiling the gradient with 24 layers against 4.
+unrolling          The gradient and its compilation with layers unrolled (`EncoderConfig.unroll`) and in a loop, by depth.
 
 Bars: 8 times the length costs at most 9 times; full rematerialisation takes at most 1/6 of the memory and 1.3 times the FLOPs, and
-"dots_saveable" 1/3 at no more time; 24 layers compile in at most 1.3 times the time of 4.
+"dots_saveable" 1/3 at no more time; 8 micro-batches take at most 1/5 of the memory; 24 layers compile in at most 1.3 times the time of 4.
 """
 
 import dataclasses
@@ -23,13 +25,17 @@ import jax.numpy as jnp
 from flax import nnx
 from harness import Clock, Result, Step, median_milliseconds, report, start_clock, timed_parser
 
+from tenrec_jax.config import default_config
 from tenrec_jax.models.blocks import Encoder, EncoderConfig, places_of
 from tenrec_jax.models.encoders import make_encoder
+from tenrec_jax.plan import EXAMPLE_VOCABULARY
+from tenrec_jax.step_costs import Program, step_cost
+from tenrec_jax.training.parallel import DataParallel
 
 
 class Sizes(NamedTuple):
     """Of the encoder that reads timelines of two lengths; of the one that is rematerialised, with its batch and length, the batch that is
-    timed; and two depths."""
+    timed; two depths; the encoder that is unrolled, and its numbers of layers."""
 
     reader: EncoderConfig
     lengths: tuple[int, int]
@@ -38,10 +44,32 @@ class Sizes(NamedTuple):
     length: int
     timed_batch: int
     depths: tuple[int, int]
+    unrolled: EncoderConfig
+    layers: tuple[int, ...]
 
 
-FULL = Sizes(EncoderConfig(2, 128, 4, 256), (512, 4_096), EncoderConfig(12, 512, 8, 1_024), 64, 512, 2, depths=(4, 24))
-QUICK = Sizes(EncoderConfig(1, 32, 2, 64), (64, 512), EncoderConfig(4, 32, 2, 64), 4, 64, 2, depths=(2, 4))
+FULL = Sizes(
+    EncoderConfig(2, 128, 4, 256),
+    (512, 4_096),
+    EncoderConfig(12, 512, 8, 1_024),
+    64,
+    512,
+    2,
+    (4, 24),
+    EncoderConfig(2, 128, 4, 256),
+    (2, 4, 12, 24),
+)
+QUICK = Sizes(
+    EncoderConfig(1, 32, 2, 64),
+    (64, 512),
+    EncoderConfig(4, 32, 2, 64),
+    4,
+    64,
+    2,
+    (2, 4),
+    EncoderConfig(2, 32, 2, 64),
+    (2, 4),
+)
 
 
 def timeline(encoder: Encoder, x_BTD: jax.Array) -> jax.Array:
@@ -69,9 +97,8 @@ def make(config: EncoderConfig) -> Encoder:
     return make_encoder(config, FULL.lengths[1], rngs=nnx.Rngs(0))
 
 
-def pass_over(encode: Callable, config: EncoderConfig, batch: int, length: int) -> Step:
-    """A forward and backward pass over random tokens."""
-    function, _ = gradient(encode, config)
+def pass_over(function: Callable, config: EncoderConfig, batch: int, length: int) -> Step:
+    """A forward and backward pass, a function as of `gradient`, over random tokens."""
     parameters = nnx.split(make(config))[1]
     x_BTD = jax.random.normal(jax.random.key(0), (batch, length, config.width))
     return lambda _: jax.block_until_ready(function(parameters, x_BTD))
@@ -85,7 +112,7 @@ def length(sizes: Sizes, rounds: int, clock: Clock) -> list[Result]:
         (sizes.reader, timeline, 1 / 9 if sizes is FULL else 0.0),
         (dataclasses.replace(sizes.reader, attention="softmax"), context, 0.0),
     ):
-        sides = [pass_over(encode, config, 1, each) for each in (short, long)]
+        sides = [pass_over(gradient(encode, config)[0], config, 1, each) for each in (short, long)]
         theirs, ours = median_milliseconds(sides, rounds, clock)
         bound = " (at most 9x)" if encode is timeline else ""
         work = f"ms, {config.attention} attention, {long:,} events, {config.num_layers} x {config.width}{bound}"
@@ -104,7 +131,7 @@ def rematerialisation(sizes: Sizes, rounds: int, clock: Clock) -> list[Result]:
         compiled = function.lower(parameters, tokens).compile()
         mebibytes.append(compiled.memory_analysis().temp_size_in_bytes / 2**20)
         flops.append(compiled.cost_analysis()["flops"])
-        sides.append(pass_over(timeline, config, sizes.timed_batch, sizes.length))
+        sides.append(pass_over(function, config, sizes.timed_batch, sizes.length))
     times = median_milliseconds(sides, rounds, clock)
     rival, where = (
         "no rematerialisation",
@@ -141,7 +168,62 @@ def depth(sizes: Sizes, rounds: int, clock: Clock) -> list[Result]:
     return [Result(work, f"{few} layers", ours, theirs, theirs / ours, 1 / 1.3 if sizes is FULL else 0.0)]
 
 
-PARTS = {"length": length, "rematerialisation": rematerialisation, "depth": depth}
+def unrolling(sizes: Sizes, rounds: int, clock: Clock) -> list[Result]:
+    """Time of the gradient and of its compilation, unrolled and in a loop."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    results = []
+    tokens = jax.ShapeDtypeStruct((sizes.timed_batch, sizes.length, sizes.unrolled.width), jnp.float32)
+    for layers in sizes.layers:
+        sides, compiling = [], []
+        for unroll in (False, True):
+            config = dataclasses.replace(sizes.unrolled, num_layers=layers, unroll=unroll)
+            function, shapes = gradient(timeline, config)
+            began = clock()
+            compiled = function.lower(shapes, tokens).compile()
+            compiling.append(1e3 * (clock() - began))
+            sides.append(pass_over(compiled, config, sizes.timed_batch, sizes.length))
+        theirs, ours = median_milliseconds(sides, rounds, clock)
+        encoder = f"{layers} x {sizes.unrolled.width}, {sizes.timed_batch} x {sizes.length} events"
+        results += [
+            Result(f"ms, {encoder}, unrolled", "a loop over layers", ours, theirs, theirs / ours, 0.0),
+            Result(
+                f"ms to compile it, {layers} layers",
+                "the loop",
+                compiling[1],
+                compiling[0],
+                compiling[0] / compiling[1],
+                0.0,
+            ),
+        ]
+    return results
+
+
+def micro_batches(sizes: Sizes, rounds: int, clock: Clock) -> list[Result]:
+    """Temporary memory of a whole training step; nothing is run."""
+    run = default_config()
+    model = dataclasses.replace(
+        run.ranking.model,
+        encoder=dataclasses.replace(sizes.deep, dropout=0.2),
+        features=dataclasses.replace(run.ranking.model.features, max_length=sizes.length),
+    )
+    stage = dataclasses.replace(run.ranking, model=model, events_per_batch=max(8, sizes.batch) * sizes.length)
+    mebibytes = []
+    for accumulate in (1, 8):
+        train = dataclasses.replace(stage.train, accumulate=accumulate)
+        program = Program("ranking", dataclasses.replace(stage, train=train), "none")
+        mebibytes.append(step_cost(program, EXAMPLE_VOCABULARY, DataParallel()).temporary_bytes / 2**20)
+    whole, parts = mebibytes
+    work = f"MiB, step of {sizes.deep.num_layers} x {sizes.deep.width}, {max(8, sizes.batch)} x {sizes.length} events, 8 micro-batches"
+    return [Result(work, "the whole batch", parts, whole, whole / parts, 5.0 if sizes is FULL else 0.0)]
+
+
+PARTS = {
+    "length": length,
+    "rematerialisation": rematerialisation,
+    "micro_batches": micro_batches,
+    "depth": depth,
+    "unrolling": unrolling,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,8 +26,8 @@ def get_config(variant: str = "qb_video") -> ConfigDict:
         stage.model.features.max_length = 512
         stage.model.encoder.width = 128
         stage.model.encoder.hidden = 256
-        stage.model.encoder.unroll = False
         stage.events_per_batch = 32_768
     config.ranking.model.encoder.num_layers = 12
+    config.ranking.model.encoder.unroll = False
     config.ranking.model.encoder.remat = "dots_saveable"
     return config

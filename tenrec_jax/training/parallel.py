@@ -154,7 +154,7 @@ class DataParallel:
 
     def compile(
         self, step: Callable, *, donate_state: bool = True, broadcast: Sequence[int] = (), divided: Any = False
-    ) -> Callable:
+    ) -> jax.stages.Wrapped:
         """A per-device function as one that runs on all devices.
 
         Args:

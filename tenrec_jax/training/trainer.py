@@ -61,6 +61,10 @@ class TrainConfig:
         if self.accumulate < 1:
             raise ValueError(f"accumulate is {self.accumulate}; a batch has at least 1 micro-batch")
 
+    def shards(self, devices: int) -> int:
+        """Devices, of so many, over which the rows of embedding tables are divided."""
+        return devices if self.table_placement == "row_sharded" else 1
+
 
 class Batch(NamedTuple):
     """One step's arrays: `split` is divided over the devices by its leading axis, `shared` and `ids` are the same on all.
@@ -132,8 +136,7 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
     """
     began = time.perf_counter()
     steps = config.epochs * task.steps_per_epoch
-    row_sharded = config.table_placement == "row_sharded"
-    shards = parallel.size if row_sharded else 1
+    shards, row_sharded = config.shards(parallel.size), config.table_placement == "row_sharded"
     optimizer = make_optimizer(config.optimizer, steps, task.tables, config.average_decay, shards)
     init_key, dropout_key = jax.random.split(jax.random.key(seed))
     parameters = jax.eval_shape(task.init, init_key)
@@ -185,7 +188,7 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
 
 def compile_step(
     task: Task, optimizer: Optimizer, parallel: DataParallel, like: nnx.State, *, accumulate: int = 1
-) -> Callable:
+) -> jax.stages.Wrapped:
     """The step of a task: (replicated state, split batch, shared batch, ids, key) -> (state, `step_metrics`), the same on every device.
 
     Args:
