@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
-from sklearn.metrics import ndcg_score, roc_auc_score
 
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation import metrics
@@ -79,9 +79,13 @@ def test_metrics_that_need_an_absent_class_are_nan(labels):
     assert math.isnan(metrics.auc(labels, scores))
     assert math.isnan(metrics.auc(labels, scores, groups=groups))
     assert math.isnan(metrics.grouped_auc(labels, scores, groups=groups).value)
-    assert math.isnan(metrics.pcoc(labels, scores)) == (labels.sum() == 0)
+    assert metrics.grouped_auc(labels, scores, groups=groups).groups_skipped == (len(labels) > 0)
+    calibration = metrics.calibration(labels, scores)
+    assert math.isnan(calibration.pcoc) == (labels.sum() == 0)
+    assert math.isnan(calibration.ece) == (len(labels) == 0)
+    assert len(calibration.rows) == (len(labels) > 0)
     assert math.isnan(metrics.log_loss(labels, scores)) == (len(labels) == 0)
-    assert math.isnan(metrics.expected_calibration_error(labels, scores)) == (len(labels) == 0)
+    assert math.isnan(metrics.log_loss(labels, scores, groups=groups)) == (len(labels) == 0)
 
 
 @given(scored_rows())
@@ -103,6 +107,39 @@ def test_grouped_auc_is_the_row_weighted_mean_over_users_with_both_labels(rows):
     assert (result.groups_used, result.groups_skipped) == (len(np.unique(users)) - skipped, skipped)
 
 
+@given(scored_rows(), st.sampled_from([np.float16, np.float32, np.float64, np.int8, np.int64, bool]), st.booleans())
+def test_grouped_auc_equals_scikit_learn_user_by_user_for_scores_and_ids_of_any_type(rows, dtype, sparse_ids):
+    labels, scores, users, _ = rows
+    scores = np.nan_to_num(scores, posinf=3, neginf=-3).astype(dtype)
+    groups = users.astype(np.int64) * (2**61 if sparse_ids else 1)
+    result = metrics.auc_by_group(labels, scores, groups)
+    np.testing.assert_array_equal(result.groups, np.unique(groups))
+    for index, user in enumerate(result.groups):
+        mine = groups == user
+        assert (result.rows[index], result.positives[index]) == (mine.sum(), labels[mine].sum())
+        both = 0 < labels[mine].sum() < mine.sum()
+        expected = roc_auc_score(labels[mine], scores[mine]) if both else math.nan
+        assert result.auc[index] == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+def test_float64_scores_are_compared_as_they_are_and_not_as_float32():
+    labels, scores = np.array([0, 1, 1, 0]), np.array([1.0, 1.0 + 1e-12, 1e300, -1e300])
+    assert metrics.auc(labels, scores) == 1.0
+    assert metrics.grouped_auc(labels, scores, groups=np.zeros(4, int)).value == 1.0
+    large = np.array([2**53, 2**53 + 1])
+    assert metrics.grouped_auc(labels[:2], large, groups=np.zeros(2, int)).value == 1.0
+
+
+def test_group_ids_at_both_ends_of_their_type_stay_what_they_are():
+    for dtype in (np.int8, np.int64, np.uint64):
+        limits = np.iinfo(dtype)
+        for ids in ([limits.min, limits.min + 1], [limits.max - 1, limits.max], [limits.min, limits.max]):
+            groups = np.array(ids, dtype=dtype).repeat(2)
+            result = metrics.auc_by_group(np.array([0, 1, 1, 0]), np.arange(4.0), groups)
+            np.testing.assert_array_equal(result.groups, np.array(ids, dtype=dtype))
+            np.testing.assert_array_equal(result.auc, [1, 0])
+
+
 @given(scored_rows())
 def test_a_score_of_the_user_alone_has_a_gauc_of_exactly_one_half(rows):
     labels, _, users, _ = rows
@@ -116,9 +153,10 @@ def test_rows_outside_where_have_no_influence_even_when_they_are_nan(rows):
     labels, scores, users, where = rows
     probabilities = 1 / (1 + np.exp(-np.clip(scores, -30, 30)))
     dirty, labels_dirty = np.where(where, probabilities, np.nan), np.where(where, labels, 7)
-    for metric in (metrics.auc, metrics.log_loss, metrics.expected_calibration_error, metrics.pcoc):
-        expected = metric(labels[where], probabilities[where])
-        assert metric(labels_dirty, dirty, where=where) == pytest.approx(expected, abs=0, nan_ok=True)
+    for metric in (metrics.auc, metrics.log_loss, metrics.calibration):
+        for kept, groups in ((None, None), (users[where], users)):
+            expected = metric(labels[where], probabilities[where], groups=kept)
+            np.testing.assert_equal(metric(labels_dirty, dirty, where=where, groups=groups), expected)
     kept = metrics.grouped_auc(labels[where], probabilities[where], groups=users[where])
     masked = metrics.grouped_auc(labels_dirty, dirty, groups=users, where=where)
     np.testing.assert_equal(tuple(masked), tuple(kept))
@@ -132,6 +170,30 @@ def test_log_loss_equals_scikit_learn(rows):
     assert metrics.log_loss(labels, probabilities) == pytest.approx(expected, abs=1e-9)
 
 
+@given(scored_rows())
+def test_with_groups_log_loss_and_calibration_are_those_of_rows_weighted_to_one_a_group(rows):
+    labels, scores, users, _ = rows
+    probabilities = 1 / (1 + np.exp(-np.clip(scores, -20, 20)))
+    weights = 1 / (users[:, None] == users).sum(axis=1)
+    by_group = [metrics.log_loss(labels[users == user], probabilities[users == user]) for user in np.unique(users)]
+    expected = sklearn_log_loss(labels, probabilities, labels=[0, 1], sample_weight=weights)
+    value = metrics.log_loss(labels, probabilities, groups=users)
+    assert value == pytest.approx(expected, abs=1e-9)
+    assert value == pytest.approx(np.mean(by_group), abs=1e-9)
+    result = metrics.calibration(labels, probabilities, groups=users, bins=4)
+    number = metrics.equal_mass_bins(probabilities, 4)
+    bins = [number == index for index in np.unique(number)]
+    predicted = [np.average(probabilities[b], weights=weights[b]) for b in bins]
+    observed = [np.average(labels[b], weights=weights[b]) for b in bins]
+    share = [weights[b].sum() / weights.sum() for b in bins]
+    np.testing.assert_allclose(result.predicted, predicted, atol=1e-9)
+    np.testing.assert_allclose(result.observed, observed, atol=1e-9)
+    np.testing.assert_array_equal(result.rows, [b.sum() for b in bins])
+    assert result.ece == pytest.approx(np.abs(np.subtract(predicted, observed)) @ share, abs=1e-9)
+    if labels.any():
+        assert result.pcoc == pytest.approx((weights @ probabilities) / (weights @ labels), rel=1e-9)
+
+
 def test_log_loss_does_not_clip():
     assert metrics.log_loss(np.array([1, 0]), np.array([0.0, 0.5])) == math.inf
     assert metrics.log_loss(np.array([1, 0]), np.array([0.5, 1.0])) == math.inf
@@ -140,7 +202,7 @@ def test_log_loss_does_not_clip():
 
 
 @pytest.mark.parametrize("bad", [-1e-9, 1.0 + 1e-9, 3.2, math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("metric", [metrics.log_loss, metrics.expected_calibration_error, metrics.pcoc])
+@pytest.mark.parametrize("metric", [metrics.log_loss, metrics.calibration])
 def test_a_score_that_is_no_probability_is_refused_by_row(metric, bad):
     with pytest.raises(UserError, match="row 1"):
         metric(np.array([0, 1, 1]), np.array([0.2, bad, 0.4]))
@@ -168,9 +230,22 @@ def test_calibration_error_of_hand_computed_bins():
     labels = np.array([0, 1, 0, 0, 1, 1])
     # Three bins of two rows: means .15/.35/.70 against .5/.0/1.
     expected = (0.35 + 0.35 + 0.30) / 3
-    assert metrics.expected_calibration_error(labels, probabilities, bins=3) == pytest.approx(expected)
-    assert metrics.expected_calibration_error(labels, probabilities, bins=1) == pytest.approx(abs(0.4 - 0.5))
-    assert metrics.pcoc(labels, probabilities) == pytest.approx(0.8)
+    result = metrics.calibration(labels, probabilities, bins=3)
+    assert result.ece == pytest.approx(expected)
+    assert result.pcoc == pytest.approx(0.8)
+    np.testing.assert_allclose(result.predicted, [0.15, 0.35, 0.70])
+    np.testing.assert_allclose(result.observed, [0.5, 0, 1])
+    np.testing.assert_array_equal(result.rows, [2, 2, 2])
+    assert metrics.calibration(labels, probabilities, bins=1).ece == pytest.approx(abs(0.4 - 0.5))
+
+
+@given(scored_rows())
+def test_the_reliability_curve_leaves_out_bins_without_rows(rows):
+    labels, scores, _, _ = rows
+    result = metrics.calibration(labels, np.clip(scores, 0, 1), bins=100)
+    assert result.rows.min() > 0
+    assert result.rows.sum() == len(labels)
+    assert np.all(np.diff(result.predicted) > 0)
 
 
 @given(st.integers(1, 200), st.integers(1, 20))
@@ -189,8 +264,8 @@ def test_equal_probabilities_share_a_bin_so_the_order_of_rows_is_irrelevant(rows
     assert number.max() < bins
     assert len(set(zip(probabilities.tolist(), number.tolist(), strict=True))) == len(np.unique(probabilities))
     order = np.random.default_rng(0).permutation(len(labels))
-    shuffled = metrics.expected_calibration_error(labels[order], probabilities[order], bins=bins)
-    assert shuffled == pytest.approx(metrics.expected_calibration_error(labels, probabilities, bins=bins), abs=1e-12)
+    shuffled = metrics.calibration(labels[order], probabilities[order], bins=bins)
+    assert shuffled.ece == pytest.approx(metrics.calibration(labels, probabilities, bins=bins).ece, abs=1e-12)
 
 
 @st.composite
@@ -222,7 +297,10 @@ def test_ranks_do_not_depend_on_the_block_size(monkeypatch):
     monkeypatch.setattr(metrics, "_BLOCK", 50)
     np.testing.assert_array_equal(metrics.ranks_of(scores, target, exclude=exclude), whole)
     labels, flat = target[:300] % 2, scores[:300, 0]
-    assert metrics.auc(labels, flat) == pytest.approx(roc_auc_score(labels, flat), abs=1e-12)
+    for block in (1, 7, 50):
+        monkeypatch.setattr(metrics, "_BLOCK", block)
+        for targets in (labels, 1 - labels):
+            assert metrics.auc(targets, flat) == pytest.approx(roc_auc_score(targets, flat), abs=1e-12)
 
 
 def test_ranks_refuse_nan_scores_by_row_and_targets_outside_the_candidates():
@@ -248,7 +326,12 @@ def test_ranking_metrics_agree_with_scikit_learn_and_sorting(rows, columns, k, s
     np.testing.assert_array_equal(ranks, place)
     assert metrics.ndcg_at_k(ranks, k) == pytest.approx(ndcg_score(np.eye(columns)[target], scores, k=k), abs=1e-9)
     assert metrics.recall_at_k(ranks, k) == metrics.hit_rate_at_k(ranks, k) == pytest.approx(np.mean(place <= k))
+    assert metrics.precision_at_k(ranks, k) == pytest.approx(np.mean(place <= k) / k, abs=1e-12)
     assert metrics.mrr(ranks) == pytest.approx(np.mean(1 / place), abs=1e-12)
+    whole = label_ranking_average_precision_score(np.eye(columns)[target], scores)
+    assert metrics.map_at_k(ranks, columns) == pytest.approx(whole, abs=1e-9)
+    expected = np.mean(np.where(place <= k, 1 / place, 0))
+    assert metrics.map_at_k(ranks, k) == metrics.mrr(ranks, k) == pytest.approx(expected, abs=1e-9)
 
 
 def test_mid_ranks_and_infinite_ranks_by_hand():
@@ -259,7 +342,12 @@ def test_mid_ranks_and_infinite_ranks_by_hand():
         assert metrics.recall_at_k(ranks, 2) == 0.5
         assert metrics.ndcg_at_k(ranks, 3) == pytest.approx((1 + 1 / math.log2(2.5) + 0.5) / 4)
         assert metrics.mrr(ranks) == pytest.approx((1 + 1 / 1.5 + 1 / 3) / 4)
+        assert metrics.mrr(ranks, 2) == metrics.map_at_k(ranks, 2) == pytest.approx((1 + 1 / 1.5) / 4)
+        assert metrics.precision_at_k(ranks, 2) == 0.25
+    for metric in (metrics.recall_at_k, metrics.hit_rate_at_k, metrics.precision_at_k, metrics.ndcg_at_k, metrics.mrr):
+        assert math.isnan(metric(np.zeros(0), 3))
     assert math.isnan(metrics.mrr(np.zeros(0)))
+    assert len(metrics.ranks_of(np.zeros((0, 4)), np.zeros(0, int))) == 0
     for bad in ([0.5], [np.nan], [[1.0]]):
         with pytest.raises(ValueError, match="ranks"):
             metrics.mrr(np.array(bad))

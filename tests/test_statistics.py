@@ -66,8 +66,8 @@ def test_values_are_the_metrics_of_the_sample(sample):
     assert result.auc.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
     assert (result.gauc.value, result.gauc_coverage) == (grouped.value, grouped.coverage)
     assert result.log_loss.value == pytest.approx(sklearn_log_loss(labels, scores), abs=1e-12)
-    assert result.ece.value == metrics.expected_calibration_error(labels, scores)
-    assert result.pcoc.value == metrics.pcoc(labels, scores)
+    assert result.ece.value == metrics.calibration(labels, scores).ece
+    assert result.pcoc.value == metrics.calibration(labels, scores).pcoc
     assert (result.rows, result.users) == (900, 40)
     assert result.gauc_coverage < 1
 

@@ -121,7 +121,8 @@ def bootstrap_binary(
         aucs.append(pooled(block))
     drawn = np.concatenate(sums)
     rows, positives, predicted, loss, weighted_auc, auc_rows = drawn[:, :6].T
-    calibration = np.abs(drawn[:, 6:]).sum(axis=1)
+    gaps = np.abs(drawn[:, 6:]).sum(axis=1)
+    calibration = metrics.calibration(positive, probabilities, bins=_ECE_BINS)
 
     def estimate(value: float, resampled: Floats) -> Estimate:
         return _estimate(value, resampled, len(users))
@@ -131,10 +132,10 @@ def bootstrap_binary(
         gauc=estimate(grouped.value, _ratio(np.stack([weighted_auc, auc_rows], axis=1))),
         log_loss=estimate(metrics.log_loss(positive, probabilities), _ratio(np.stack([loss, rows], axis=1))),
         ece=estimate(
-            metrics.expected_calibration_error(positive, probabilities, bins=_ECE_BINS),
-            _ratio(np.stack([calibration, rows], axis=1)),
+            calibration.ece,
+            _ratio(np.stack([gaps, rows], axis=1)),
         ),
-        pcoc=estimate(metrics.pcoc(positive, probabilities), _ratio(np.stack([predicted, positives], axis=1))),
+        pcoc=estimate(calibration.pcoc, _ratio(np.stack([predicted, positives], axis=1))),
         gauc_coverage=grouped.coverage,
         rows=len(positive),
         users=len(users),
