@@ -159,8 +159,8 @@ def _group_codes(groups: Array) -> tuple[Callable[[Array], Array], NDArray[np.ui
         codes = groups.astype(np.uint64)
         codes -= modulo
         return lambda found: (found + modulo).astype(groups.dtype), codes
-    distinct, codes = np.unique(groups, return_inverse=True)
-    return lambda found: distinct[found], codes.astype(np.uint64)
+    distinct, places = np.unique(groups, return_inverse=True)
+    return lambda found: distinct[found], places.astype(np.uint64)
 
 
 def _order_codes(scores: Array) -> NDArray[np.uint32]:
