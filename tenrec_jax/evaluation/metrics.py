@@ -133,14 +133,14 @@ def auc_by_group(labels: Array, scores: Array, groups: Array, where: Array | Non
     keys |= positive
     keys.sort()
     change = keys[1:] ^ keys[:-1]
-    starts = np.append(0, 1 + np.flatnonzero(change >> np.uint64(33)))
+    starts = np.append(0, 1 + np.flatnonzero(change >= np.uint64(1 << 33)))
     tied_at = 1 + np.flatnonzero(change == 1)  # first positives with the score of the negatives before them
-    at = np.flatnonzero(keys & np.uint64(1))  # the places of the positives
+    at = np.flatnonzero(keys.astype(np.uint8) & 1)  # the places of the positives
     bounds = np.append(np.searchsorted(at, starts), len(at))
-    negatives_before = np.append(0, np.cumsum(at - np.arange(len(at))))  # summed over the positives so far
     rows, positives = np.diff(starts, append=len(keys)), np.diff(bounds)
-    outside = starts - bounds[:-1]  # negatives of the groups before
-    not_below = np.diff(negatives_before[bounds]) - positives * outside
+    # Before the i-th positive, at place p, stand p - i negatives; those of the groups before do not count.
+    places = np.append(0, np.cumsum(at))[bounds]
+    not_below = np.diff(places - bounds * (bounds - 1) // 2) - positives * (starts - bounds[:-1])
     tied_negatives = tied_at - np.searchsorted(keys, keys[tied_at - 1], "left")
     tied_positives = np.searchsorted(keys, keys[tied_at], "right") - tied_at
     group_of_tie = np.searchsorted(starts, tied_at, "right") - 1
@@ -156,9 +156,11 @@ def _group_codes(groups: Array) -> tuple[Callable[[Array], Array], NDArray[np.ui
     low = groups.min()
     if np.issubdtype(groups.dtype, np.integer) and int(groups.max()) - int(low) < 1 << _GROUP_BITS:
         modulo = np.uint64(int(low) % 2**64)
-        return lambda codes: (codes + modulo).astype(groups.dtype), groups.astype(np.uint64) - modulo
-    distinct, codes = np.unique(groups, return_inverse=True)
-    return lambda codes: distinct[codes], codes.astype(np.uint64)
+        codes = groups.astype(np.uint64)
+        codes -= modulo
+        return lambda found: (found + modulo).astype(groups.dtype), codes
+    distinct, places = np.unique(groups, return_inverse=True)
+    return lambda found: distinct[found], places.astype(np.uint64)
 
 
 def _order_codes(scores: Array) -> NDArray[np.uint32]:
@@ -172,7 +174,9 @@ def _order_codes(scores: Array) -> NDArray[np.uint32]:
     if not np.can_cast(scores.dtype, np.float32) and not (scores.dtype.kind == "f" and np.array_equal(narrow, scores)):
         return np.unique(scores, return_inverse=True)[1].astype(np.uint32)
     bits = (narrow + np.float32(0)).view(np.uint32)  # -0.0 + 0.0 is 0.0
-    bits ^= (bits.view(np.int32) >> 31).view(np.uint32) | np.uint32(1 << 31)
+    flip = bits.view(np.int32) >> 31
+    flip |= np.int32(-(1 << 31))
+    bits ^= flip.view(np.uint32)
     return bits
 
 
@@ -333,12 +337,9 @@ def _ranks_of_block(scores: Array, target: Array, exclude: Array | None, first_r
         above &= ~exclude
         level &= ~exclude
         own = 1 - np.take_along_axis(exclude, target[:, None], axis=1)[:, 0].astype(np.int32)
-    return 1 + (_count(above) + _count(level) - own) / 2
-
-
-def _count(mask_BC: Bools) -> NDArray[np.int32]:
-    """Trues a row [B]; about twice as fast as `count_nonzero` along an axis."""
-    return mask_BC.view(np.int8).sum(axis=1, dtype=np.int32)
+    # Adding bytes and then rows once is faster than counting Trues along an axis twice.
+    twice = np.add(above.view(np.int8), level.view(np.int8)).sum(axis=1, dtype=np.int32)
+    return 1 + (twice - own) / 2
 
 
 def hits(ranks: Array, k: int) -> Floats:
