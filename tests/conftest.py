@@ -2,8 +2,12 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
+import pytest
+import short_training
 
 # Compiling is most of what these tests do, and their arrays are tiny: XLA's optimisations would cost more than they save.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
@@ -12,3 +16,19 @@ jax.config.update("jax_num_cpu_devices", 4)
 # Several tests compile the same small models: the second one reads the first one's result.
 jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="tenrec_jax_xla_"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Code is compiled as `short_training` does it."""
+    short_training.quick_compilation()
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def short_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The log of `short_training`."""
+    folder = tmp_path_factory.mktemp("log")
+    short_training.write_table(folder)
+    return folder / "table"

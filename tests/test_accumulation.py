@@ -1,13 +1,12 @@
 """Gradient accumulation: micro-batches give the update of the whole batch in less memory."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from short_training import config, make_task, quick_compilation, train, write_table
+from short_training import config, make_task, train
 
 from tenrec_jax.errors import UserError
 from tenrec_jax.parameters import assembled, named
@@ -17,32 +16,22 @@ from tenrec_jax.training.parallel import AXIS, DataParallel
 from tenrec_jax.training.tasks import ScoredTimelines
 from tenrec_jax.training.trainer import Batch, LossSum, compile_step
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    quick_compilation()
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("log")
-    write_table(folder)
-    return folder / "table"
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.mark.parametrize(("how", "accumulate"), [("pmap", 2), ("shard_map", 4)])
-def test_micro_batches_of_the_ranker_train_as_the_whole_batch_does(how: str, accumulate: int, table: Path) -> None:
-    task, devices = make_task("ranking", table), jax.local_devices()[:2]
+def test_micro_batches_of_the_ranker_train_as_the_whole_batch_does(
+    how: str, accumulate: int, short_table: Path
+) -> None:
+    task, devices = make_task("ranking", short_table), jax.local_devices()[:2]
     whole = train(task, DataParallel(devices), steps=5)
     parts = train(task, DataParallel(devices, how), steps=5, accumulate=accumulate)
     np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(parts.weight, whole.weight, rtol=1e-6, atol=1e-6)
 
 
-def test_in_batch_negatives_are_those_of_the_micro_batch_on_all_devices(table: Path) -> None:
-    task = make_task("retrieval", table)
+def test_in_batch_negatives_are_those_of_the_micro_batch_on_all_devices(short_table: Path) -> None:
+    task = make_task("retrieval", short_table)
     leaves, batch = named(jax.jit(task.init)(jax.random.key(0))), jax.tree.map(jax.numpy.asarray, task.batch(0))
     in_tables = {
         name: np.take(leaves[name], batch.ids[space], axis=0, mode="clip") for name, space in task.tables.items()
@@ -65,16 +54,14 @@ def test_in_batch_negatives_are_those_of_the_micro_batch_on_all_devices(table: P
     assert abs(train(task, two_devices, steps=1).loss - expected) > 1e-3 * expected
 
 
-def test_micro_batches_take_less_memory(table: Path) -> None:
+def test_micro_batches_take_less_memory(short_table: Path) -> None:
     run = config()
     encoder = dataclasses.replace(run.ranking.model.encoder, num_layers=4, width=64, hidden=128)
     model = dataclasses.replace(run.ranking.model, encoder=encoder)
     run = dataclasses.replace(run, ranking=dataclasses.replace(run.ranking, model=model, events_per_batch=768))
-    task, parallel = RunData(run, table, 1).ranking_task(lambda _: (0.0, {})), DataParallel(jax.local_devices()[:1])
-    parameters, optimizer = (
-        jax.eval_shape(task.init, jax.random.key(0)),
-        make_optimizer(OptimizerConfig(), 9, task.tables),
-    )
+    task = RunData(run, short_table, 1).ranking_task(lambda _: (0.0, {}))
+    parallel, optimizer = DataParallel(jax.local_devices()[:1]), make_optimizer(OptimizerConfig(), 9, task.tables)
+    parameters = jax.eval_shape(task.init, jax.random.key(0))
     state, batch = parallel.replicate(optimizer.init(named(task.init(jax.random.key(0))))), task.batch(0)
     arguments = state, *batch._replace(split=parallel.split(batch.split)), jax.random.key(0)
 
@@ -85,7 +72,7 @@ def test_micro_batches_take_less_memory(table: Path) -> None:
     assert temporary(8) < temporary(1) / 3
 
 
-def test_a_batch_that_cannot_be_divided_is_refused_with_what_can_be_set(table: Path) -> None:
+def test_a_batch_that_cannot_be_divided_is_refused_with_what_can_be_set(short_table: Path) -> None:
     run = config()
     train_config = dataclasses.replace(run.ranking.train, accumulate=3)
     run = dataclasses.replace(run, ranking=dataclasses.replace(run.ranking, train=train_config))
@@ -93,8 +80,8 @@ def test_a_batch_that_cannot_be_divided_is_refused_with_what_can_be_set(table: P
         UserError,
         match=r"ranking\.train\.accumulate is 3, but a device has 2 rows .*: accumulate over 1, 2, or change",
     ):
-        RunData(run, table, 4).ranking_task(lambda _: (0.0, {}))
+        RunData(run, short_table, 4).ranking_task(lambda _: (0.0, {}))
     with pytest.raises(ValueError, match="4 rows of a device cannot be divided into 3 micro-batches"):
-        train(make_task("ranking", table), DataParallel(jax.local_devices()[:2]), steps=1, accumulate=3)
+        train(make_task("ranking", short_table), DataParallel(jax.local_devices()[:2]), steps=1, accumulate=3)
     with pytest.raises(ValueError, match="accumulate is 0"):
         dataclasses.replace(train_config, accumulate=0)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from short_training import config as short_config
-from short_training import train, write_table
+from short_training import train
 
 from tenrec_jax import artifact
 from tenrec_jax.config import RunConfig, from_mapping, to_config_dict
@@ -142,20 +142,13 @@ def test_vectors_start_as_large_as_those_of_an_exact_table(config: TableConfig) 
     assert float(embed(np.arange(5001)).std()) == pytest.approx(0.02, rel=0.02)
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("log")
-    write_table(folder)
-    return folder / "table"
-
-
 @pytest.mark.parametrize("items", [SUM, CONCATENATED])
 def test_gradients_of_a_batchs_rows_are_those_of_whole_tables_looked_up_by_exact_ids(
-    items: TableConfig, table: Path
+    items: TableConfig, short_table: Path
 ) -> None:
     """40 items and 64 users in tables of 11 or 7 rows: ids of a batch share rows, whose gradients are summed."""
     config = hashed_config(items=items)
-    data = RunData(config, table, devices=1)
+    data = RunData(config, short_table, devices=1)
     task, hashed = data.ranking_task(lambda _: (0.0, {})), data.hashed(config.ranking.model.features)
     parameters, batch, key = jax.jit(task.init)(jax.random.key(0)), task.batch(0), jax.random.key(1)
     # The heads start at zero, where no table would have a gradient.
@@ -188,8 +181,8 @@ def test_gradients_of_a_batchs_rows_are_those_of_whole_tables_looked_up_by_exact
         assert np.abs(dense[name]).max() > 0
 
 
-def test_hashed_tables_train_alike_when_they_are_divided_over_devices(table: Path) -> None:
-    task = RunData(hashed_config(), table, devices=4).retrieval_task(lambda _: (0.0, {}))
+def test_hashed_tables_train_alike_when_they_are_divided_over_devices(short_table: Path) -> None:
+    task = RunData(hashed_config(), short_table, devices=4).retrieval_task(lambda _: (0.0, {}))
     one = train(task, DataParallel(jax.local_devices()[:1]), steps=20)
     for how in ("pmap", "shard_map"):
         four = train(task, DataParallel(jax.local_devices()[:4], how), steps=20, row_sharded=True)

@@ -41,7 +41,7 @@ def load_as(name: str, weights: Mapping[str, np.ndarray]) -> Callable:
     return load_two_tower(weights, num_heads=heads, temperature=meta["temperature"])
 
 
-def close(actual: object, expected: np.ndarray) -> None:
+def assert_close(actual: object, expected: np.ndarray) -> None:
     assert isinstance(actual, jax.Array)
     np.testing.assert_allclose(np.asarray(actual), expected, atol=1e-5, rtol=1e-5)
 
@@ -238,17 +238,17 @@ def padded_tokens(seed: int, batch: int, length: int, width: int) -> tuple[np.nd
 def test_reproduces_the_reference_outputs(name: str) -> None:
     model, inputs, outputs = load_as(name, part(name, "weights")), part(name, "inputs"), part(name, "outputs")
     if "x" in inputs:
-        close(model(inputs["x"], inputs["padding_mask"]), outputs["y"])
+        assert_close(model(inputs["x"], inputs["padding_mask"]), outputs["y"])
     else:
         found = model(inputs)
         assert found.keys() == outputs.keys()
         for key, expected in outputs.items():
-            close(found[key], expected)
+            assert_close(found[key], expected)
 
 
 def test_encoder_without_a_mask_reproduces_the_reference_outputs() -> None:
     model = load_as("tenrec_encoder", part("tenrec_encoder", "weights"))
-    close(model(part("tenrec_encoder", "inputs")["x"]), part("tenrec_encoder", "outputs")["y_no_mask"])
+    assert_close(model(part("tenrec_encoder", "inputs")["x"]), part("tenrec_encoder", "outputs")["y_no_mask"])
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_encoder_of_any_size_equals_the_float64_restatement(
     maker.encoder("", layers, width, heads, hidden)
     x, padding = padded_tokens(width, 4, length, width)
     model = load_encoder(maker.weights, num_heads=heads, activation=activation)
-    close(model(x, padding), encode(maker.double(), "", x.astype(np.float64), padding, heads, activation))
+    assert_close(model(x, padding), encode(maker.double(), "", x.astype(np.float64), padding, heads, activation))
 
 
 def test_attention_output_is_clamped_at_100() -> None:
@@ -279,7 +279,7 @@ def test_attention_output_is_clamped_at_100() -> None:
     attended = attention(double, "layers.0.attention", layer_norm(double, "layers.0.norm1", x), padding, 4)
     assert (np.abs(attended) == 100).mean() > 0.1
     model = load_encoder(maker.weights, num_heads=4, activation="gelu")
-    close(model(x, padding), encode(double, "", x.astype(np.float64), padding, 4, "gelu"))
+    assert_close(model(x, padding), encode(double, "", x.astype(np.float64), padding, 4, "gelu"))
 
 
 @pytest.mark.parametrize(("width", "heads", "length"), [(16, 4, 1), (24, 3, 9), (64, 1, 40)])
@@ -293,7 +293,7 @@ def test_paper_attention_of_any_size_equals_the_float64_restatement(width: int, 
     # At -10000 float32 resolves 1e-3, so a row that is all padding agrees with the original's float32 alone.
     padding[0, 0] = False
     model = load_paper_attention(maker.weights, num_heads=heads)
-    close(model(x, padding), paper(maker.double(), x.astype(np.float64), padding, heads))
+    assert_close(model(x, padding), paper(maker.double(), x.astype(np.float64), padding, heads))
 
 
 def test_ranker_of_other_sizes_equals_the_float64_restatement() -> None:
@@ -311,8 +311,8 @@ def test_ranker_of_other_sizes_equals_the_float64_restatement() -> None:
     inputs["candidate_item_ids"][:, -1] = 0
     found = load_ranker(maker.weights, num_heads=heads)(inputs)
     expected = rank(maker.double(), inputs, heads)
-    close(found["logits"], expected)
-    close(found["scores"], expected[..., 0])
+    assert_close(found["logits"], expected)
+    assert_close(found["scores"], expected[..., 0])
 
 
 def test_two_tower_of_other_sizes_equals_the_float64_restatement() -> None:
@@ -331,9 +331,9 @@ def test_two_tower_of_other_sizes_equals_the_float64_restatement() -> None:
     found = load_two_tower(maker.weights, num_heads=heads, temperature=temperature)(inputs)
     expected = two_towers(maker.double(), inputs, heads, temperature)
     for key in ("user_repr", "candidate_repr"):
-        close(found[key], expected[key])
-    close(found["scores"] * temperature, expected["scores"] * temperature)
-    close(found["logits"], expected["logits"])
+        assert_close(found[key], expected[key])
+    assert_close(found["scores"] * temperature, expected["scores"] * temperature)
+    assert_close(found["logits"], expected["logits"])
     assert 0.1 < (np.abs(expected["logits"][..., 0]) == 100).mean() < 1
 
 
@@ -355,7 +355,7 @@ def test_forward_is_pure_and_compiles() -> None:
     graphdef, state = nnx.split(model)
     forward = jax.jit(lambda state, x, mask: nnx.merge(graphdef, state).forward(x, mask))
     y = forward(state, jnp.asarray(inputs["x"]), jnp.asarray(~inputs["padding_mask"]))
-    close(y, part("paper_attention", "outputs")["y"])
+    assert_close(y, part("paper_attention", "outputs")["y"])
 
 
 # Entries that do not fit.
@@ -480,7 +480,7 @@ class Command:
         return os.system, (f"touch '{self.mark}'",)
 
 
-def same(found: State, expected: State) -> None:
+def assert_same(found: State, expected: State) -> None:
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)
@@ -488,11 +488,11 @@ def same(found: State, expected: State) -> None:
 
 def test_reads_safetensors_and_npz(tmp_path: Path) -> None:
     weights = part("paper_attention", "weights")
-    same(load_state(FIXTURES / "paper_attention.npz"), weights)
+    assert_same(load_state(FIXTURES / "paper_attention.npz"), weights)
     np.savez(tmp_path / "plain.npz", **weights)
-    same(load_state(tmp_path / "plain.npz"), weights)
+    assert_same(load_state(tmp_path / "plain.npz"), weights)
     save_file({f"module.{name}": array for name, array in weights.items()}, tmp_path / "ddp.safetensors")
-    same(load_state(str(tmp_path / "ddp.safetensors")), weights)
+    assert_same(load_state(str(tmp_path / "ddp.safetensors")), weights)
 
 
 @pytest.mark.parametrize("key", [None, "model_state_dict", "state_dict", "model"])
@@ -503,7 +503,7 @@ def test_reads_a_torch_checkpoint(tmp_path: Path, key: str | None, suffix: str) 
     state = {f"module.{name}": torch.from_numpy(array) for name, array in weights.items()}
     path = tmp_path / f"model{suffix}"
     torch.save(state if key is None else {"epoch": 3, "optimizer": {"state": {}}, key: state}, path)
-    same(load_state(path), weights)
+    assert_same(load_state(path), weights)
 
 
 def test_bfloat16_weights_become_float32(tmp_path: Path) -> None:

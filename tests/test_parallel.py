@@ -6,13 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from short_training import DROPOUT, PLACEMENTS, STAGES, Trained, make_task, quick_compilation, train, write_table
+from short_training import DROPOUT, PLACEMENTS, STAGES, Trained, make_task, train
 
 from tenrec_jax.errors import UserError
 from tenrec_jax.parameters import named
@@ -21,6 +20,7 @@ from tenrec_jax.training.parallel import AXIS, DataParallel, join_processes
 from tenrec_jax.training.tables import TableOptimizerConfig
 from tenrec_jax.training.trainer import Batch, compile_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parents[1]
 DEADLINE = 300  # seconds after which a child process counts as hanging
 SUPERVISE = """
@@ -30,23 +30,9 @@ sys.exit(supervise(sys.argv[2:], 2, grace_seconds=float(sys.argv[1])))
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    quick_compilation()
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("log")
-    write_table(folder)
-    return folder / "table"
-
-
 @pytest.fixture(scope="module", params=STAGES)
-def on_one_device(request: pytest.FixtureRequest, table: Path) -> tuple[str, Trained]:
-    return request.param, train(make_task(request.param, table), DataParallel(jax.local_devices()[:1], "pmap"))
+def on_one_device(request: pytest.FixtureRequest, short_table: Path) -> tuple[str, Trained]:
+    return request.param, train(make_task(request.param, short_table), DataParallel(jax.local_devices()[:1], "pmap"))
 
 
 def environment(**variables: object) -> dict[str, str]:
@@ -69,26 +55,28 @@ def assert_same_training(a: Trained, b: Trained) -> None:
     ("how", "devices"), [("shard_map", 1), ("pmap", 2), ("shard_map", 2), ("pmap", 4), ("shard_map", 4)]
 )
 def test_fifty_steps_on_more_devices_train_the_same_model(
-    how: str, devices: int, on_one_device: tuple[str, Trained], table: Path
+    how: str, devices: int, on_one_device: tuple[str, Trained], short_table: Path
 ) -> None:
     stage, expected = on_one_device
-    assert_same_training(train(make_task(stage, table), DataParallel(jax.local_devices()[:devices], how)), expected)
+    assert_same_training(
+        train(make_task(stage, short_table), DataParallel(jax.local_devices()[:devices], how)), expected
+    )
 
 
 @pytest.mark.parametrize(("how", "devices"), [("pmap", 2), ("shard_map", 2), ("pmap", 4), ("shard_map", 4)])
 def test_fifty_steps_with_tables_divided_by_rows_train_the_same_model(
-    how: str, devices: int, on_one_device: tuple[str, Trained], table: Path
+    how: str, devices: int, on_one_device: tuple[str, Trained], short_table: Path
 ) -> None:
     stage, expected = on_one_device
     parallel = DataParallel(jax.local_devices()[:devices], how)
-    assert_same_training(train(make_task(stage, table), parallel, row_sharded=True), expected)
+    assert_same_training(train(make_task(stage, short_table), parallel, row_sharded=True), expected)
 
 
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
 def test_each_device_holds_its_part_of_the_rows_of_every_table_and_of_all_that_is_kept_of_them(
-    how: str, table: Path
+    how: str, short_table: Path
 ) -> None:
-    task, parallel = make_task("ranking", table), DataParallel(jax.local_devices()[:4], how)
+    task, parallel = make_task("ranking", short_table), DataParallel(jax.local_devices()[:4], how)
     optimizer = make_optimizer(
         OptimizerConfig(tables=TableOptimizerConfig("lazy_adam")), 10, task.tables, average_decay=0.5, shards=4
     )
@@ -110,8 +98,8 @@ def test_each_device_holds_its_part_of_the_rows_of_every_table_and_of_all_that_i
             assert sizes == dict.fromkeys(parallel.devices, -(-number // 4) * columns * 4), name
 
 
-def test_in_batch_negatives_are_those_of_all_devices(table: Path) -> None:
-    task = make_task("retrieval", table)
+def test_in_batch_negatives_are_those_of_all_devices(short_table: Path) -> None:
+    task = make_task("retrieval", short_table)
     parameters, batch = jax.jit(task.init)(jax.random.key(0)), task.batch(0)
 
     def loss(rows: slice, devices: int = 1, how: str = "pmap") -> float:
@@ -132,12 +120,14 @@ def test_in_batch_negatives_are_those_of_all_devices(table: Path) -> None:
     assert abs(loss(slice(0, 4)) + loss(slice(4, 8)) - whole) > 1e-3 * whole
 
 
-def test_two_processes_train_the_model_of_one(table: Path, tmp_path: Path) -> None:
-    process = supervised(ROOT / "tests" / "short_training.py", table, tmp_path, 2)
+def test_two_processes_train_the_model_of_one(short_table: Path, tmp_path: Path) -> None:
+    process = supervised(ROOT / "tests" / "short_training.py", short_table, tmp_path, 2)
     out, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, out + err
     for stage in STAGES:
-        expected = train(make_task(stage, table, dropout=DROPOUT[stage]), DataParallel(jax.local_devices()[:2], "pmap"))
+        expected = train(
+            make_task(stage, short_table, dropout=DROPOUT[stage]), DataParallel(jax.local_devices()[:2], "pmap")
+        )
         for placement, index in itertools.product(PLACEMENTS, range(2)):
             with np.load(tmp_path / f"{stage}_{placement}{index}.npz") as file:
                 assert_same_training(Trained(**file), expected)
@@ -328,12 +318,12 @@ def children(pid: int) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_a_run_of_two_processes_goes_on_after_one_was_killed(placement: str, table: Path, tmp_path: Path) -> None:
-    whole = launch(table, tmp_path / "whole", placement)
+def test_a_run_of_two_processes_goes_on_after_one_was_killed(placement: str, short_table: Path, tmp_path: Path) -> None:
+    whole = launch(short_table, tmp_path / "whole", placement)
     _, err = whole.communicate(timeout=DEADLINE)
     assert whole.returncode == 0, err
 
-    killed = launch(table, tmp_path / "killed", placement)
+    killed = launch(short_table, tmp_path / "killed", placement)
     for line in killed.stderr:
         # The bar shows a best value when an evaluation has been, and its checkpoint is being written.
         if "best=0" in line:
@@ -345,7 +335,7 @@ def test_a_run_of_two_processes_goes_on_after_one_was_killed(placement: str, tab
     assert "same command resumes" in err
     assert not (tmp_path / "killed" / "DONE").exists()
 
-    again = launch(table, tmp_path / "killed", placement)
+    again = launch(short_table, tmp_path / "killed", placement)
     out, err = again.communicate(timeout=DEADLINE)
     assert again.returncode == 0, err
     assert "recall@10" in out

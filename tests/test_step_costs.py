@@ -1,11 +1,9 @@
 """What a dry run tells of a training step."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import jax
 import pytest
-from short_training import quick_compilation
 
 from tenrec_jax.config import RankingConfig, RunConfig, default_config
 from tenrec_jax.errors import UserError
@@ -13,15 +11,9 @@ from tenrec_jax.models.features import Vocabulary
 from tenrec_jax.step_costs import Program, StepCost, programs, step_cost
 from tenrec_jax.training.parallel import DataParallel
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 VOCABULARY = Vocabulary(users=101, items=501, genders=3, ages=8, categories=3, actions=4)
 LENGTH, ROWS, WIDTH, HIDDEN, LAYERS = 32, 8, 64, 128, 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    quick_compilation()
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def ranking_config(accumulate: int = 1, **encoder: object) -> RankingConfig:

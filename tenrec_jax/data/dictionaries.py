@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 from tenrec_jax.data.arrow import as_arrow, as_numpy
 from tenrec_jax.data.schema import Column
 
+# Raw ids below this are looked up in an array: 32 MiB, of which pages that hold no id take no memory.
 DIRECT_IDS = 1 << 23
 
 
@@ -19,7 +20,7 @@ class IntegerIds:
     """
 
     def __init__(self) -> None:
-        self._direct: np.ndarray | None = np.zeros(DIRECT_IDS, np.int32)  # memory is taken where it is written
+        self._direct: np.ndarray | None = np.zeros(DIRECT_IDS, np.int32)
         self._runs: list[tuple[np.ndarray, np.ndarray]] = []
         self._raw: list[np.ndarray] = []
         self.count = 0

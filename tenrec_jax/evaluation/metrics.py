@@ -200,14 +200,16 @@ def grouped_auc(labels: Array, scores: Array, *, groups: Array, where: Array | N
     return GroupedAuc(value, coverage, int(used.sum()), int((~used).sum()))
 
 
-def select_probabilities(labels: Array, scores: Array, where: Array | None) -> tuple[Bools, Floats]:
+def select_probabilities(
+    labels: Array, scores: Array, where: Array | None = None, groups: Array | None = None
+) -> tuple[Bools, Floats, Array]:
     """As `select_rows`; a score outside [0, 1] is a UserError that names its row."""
-    positive, scores, _ = select_rows(labels, scores, where)
+    positive, scores, groups = select_rows(labels, scores, where, groups)
     outside = (scores < 0) | (scores > 1)
     if outside.any():
         row = int(np.argmax(outside))
         raise UserError(f"selected row {row}: {scores[row]} is no probability; pass sigmoid(logit), not the logit")
-    return positive, scores.astype(np.float64)
+    return positive, scores.astype(np.float64), groups
 
 
 def row_losses(positive: Bools, probabilities: Floats) -> Floats:
@@ -231,19 +233,16 @@ def log_loss(labels: Array, scores: Array, *, where: Array | None = None, groups
     Raises:
         UserError: a probability that is NaN or outside [0, 1], or a label other than 0 and 1.
     """
-    losses = row_losses(*select_probabilities(labels, scores, where))
-    if not len(losses):
+    positive, probabilities, selected = select_probabilities(labels, scores, where, groups)
+    if not len(positive):
         return float("nan")
-    weights = _row_weights(labels, scores, where, groups)
-    return float((losses * weights).sum()) / float(weights.sum())
+    weights = np.ones(len(positive)) if groups is None else _row_weights(selected)
+    return float((row_losses(positive, probabilities) * weights).sum()) / float(weights.sum())
 
 
-def _row_weights(labels: Array, scores: Array, where: Array | None, groups: Array | None) -> Floats:
-    """Weights of the selected rows: ones, or one over the rows of each row's group."""
-    _, _, selected = select_rows(labels, scores, where, groups)
-    if groups is None:
-        return np.ones(len(selected))
-    _, number, rows = np.unique(selected, return_inverse=True, return_counts=True)
+def _row_weights(groups: Array) -> Floats:
+    """Weights of rows by which every group weighs the same: one over the rows of the row's group."""
+    _, number, rows = np.unique(groups, return_inverse=True, return_counts=True)
     return 1 / rows[number]
 
 
@@ -280,8 +279,8 @@ def calibration(
     Raises:
         UserError: a probability that is NaN or outside [0, 1], or a label other than 0 and 1.
     """
-    positive, probabilities = select_probabilities(labels, scores, where)
-    weights = _row_weights(labels, scores, where, groups)
+    positive, probabilities, selected = select_probabilities(labels, scores, where, groups)
+    weights = np.ones(len(positive)) if groups is None else _row_weights(selected)
     number = equal_mass_bins(probabilities, bins)
     rows = np.bincount(number)
     used = rows > 0
@@ -389,7 +388,7 @@ def mrr(ranks: Array, k: int | None = None) -> float:
 
 def map_at_k(ranks: Array, k: int) -> float:
     """Mean average precision at k. With one target the only precision averaged is that at its rank: `mrr` cut at k."""
-    return _mean(reciprocal_ranks(ranks, k))
+    return mrr(ranks, k)
 
 
 def _checked_ranks(ranks: Array, k: int) -> Floats:

@@ -110,7 +110,7 @@ def bootstrap_binary(
     Raises:
         UserError: a score that is no probability, or a label other than 0 and 1.
     """
-    positive, probabilities = metrics.select_probabilities(labels_R, scores_R, None)
+    positive, probabilities, _ = metrics.select_probabilities(labels_R, scores_R)
     users, user_R = np.unique(np.asarray(user_R), return_inverse=True)
     grouped = metrics.grouped_auc(positive, probabilities, groups=user_R)
     columns = _columns_per_user(positive, probabilities, user_R, len(users))
@@ -131,10 +131,7 @@ def bootstrap_binary(
         auc=estimate(metrics.auc(positive, probabilities), np.concatenate(aucs)),
         gauc=estimate(grouped.value, _ratio(np.stack([weighted_auc, auc_rows], axis=1))),
         log_loss=estimate(metrics.log_loss(positive, probabilities), _ratio(np.stack([loss, rows], axis=1))),
-        ece=estimate(
-            calibration.ece,
-            _ratio(np.stack([gaps, rows], axis=1)),
-        ),
+        ece=estimate(calibration.ece, _ratio(np.stack([gaps, rows], axis=1))),
         pcoc=estimate(calibration.pcoc, _ratio(np.stack([predicted, positives], axis=1))),
         gauc_coverage=grouped.coverage,
         rows=len(positive),

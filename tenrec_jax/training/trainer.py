@@ -245,9 +245,11 @@ def _over_micro_batches(function: Callable, split: Any, key: jax.Array, count: i
     micro_batches = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), split), jax.random.split(key, count)
     sums = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], micro_batches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
-    return jax.lax.scan(lambda sums, each: (jax.tree.map(jnp.add, sums, function(*each)), None), zeros, micro_batches)[
-        0
-    ]
+
+    def add(sums: Any, each: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, function(*each)), None
+
+    return jax.lax.scan(add, zeros, micro_batches)[0]
 
 
 def _evaluated(
