@@ -121,9 +121,7 @@ class Recommender:
         began = time.perf_counter()
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise UserError(f"k is {k!r}; it must be an integer of at least 1.")
-        if (user_id is None) == (history is None):
-            raise UserError("Give either a user_id or a history, not both and not neither.")
-        user = self._known_user(user_id) if history is None else self._new_user(history)
+        user = self._user(user_id, history)
         profile, events = self._inputs(user)
         query_BD = np.asarray(_query(*self._artifact.retrieval, profile, events))
         queried = time.perf_counter()
@@ -143,10 +141,46 @@ class Recommender:
             milliseconds={name: 1e3 * value for name, value in seconds.items()},
         )
 
+    def score(
+        self,
+        items: Sequence[RawId],
+        *,
+        user_id: RawId | None = None,
+        history: Sequence[RawId] | None = None,
+    ) -> tuple[RecommendedItem, ...]:
+        """Score given items, in the order given; each score is a function of the user and that item alone.
+
+        Args:
+            items: raw ids of the catalogue, at least one.
+            user_id, history: as for `recommend`.
+
+        Raises:
+            UserError: as `recommend` does, and for an item that the catalogue does not hold.
+        """
+        user = self._user(user_id, history)
+        item_C = self._items.dense(np.asarray(self._raw_items(items, "items"), object))
+        if not len(item_C):
+            raise UserError("There are no items to score.")
+        if not item_C.all():
+            unknown = [raw for raw, dense in zip(items, item_C, strict=True) if dense == 0]
+            raise UserError(f"Not in the catalogue: {', '.join(map(str, unknown))}.")
+        profile, events = self._inputs(user)
+        query_BD = _query(*self._artifact.retrieval, profile, events)
+        catalogue = self._artifact.catalogue
+        vector_CD = _item_vectors(*self._artifact.retrieval, catalogue.trained_item[item_C], catalogue.category[item_C])
+        ranked = self._rank(profile, events, item_C, np.asarray(vector_CD @ query_BD[0]))
+        by_item = {item.item_id: item for item in ranked}
+        return tuple(by_item[raw] for raw in catalogue.item_id[item_C].tolist())
+
     @property
     def ids_are_text(self) -> tuple[bool, bool]:
         """Whether user ids and item ids are text rather than integers."""
         return self._artifact.catalogue.user_id.dtype == object, self._artifact.catalogue.item_id.dtype == object
+
+    def _user(self, user_id: RawId | None, history: Sequence[RawId] | None) -> _User:
+        if (user_id is None) == (history is None):
+            raise UserError("Give either a user_id or a history, not both and not neither.")
+        return self._known_user(user_id) if history is None else self._new_user(history)
 
     def _known_user(self, user_id: RawId | None) -> _User:
         catalogue = self._artifact.catalogue
@@ -157,12 +191,15 @@ class Recommender:
         return _User(user, catalogue.item[rows], catalogue.action[rows], ())
 
     def _new_user(self, history: Sequence[RawId]) -> _User:
-        is_text = self.ids_are_text[1]
-        raw = [_raw_id(item, f"history[{i}]", is_text=is_text) for i, item in enumerate(history)]
+        raw = self._raw_items(history, "history")
         item = self._items.dense(np.asarray(raw, object))
         action = np.zeros((len(item), len(self._artifact.actions)), np.int8)
         action[:, 0] = 1
         return _User(0, item, action, tuple(entry for entry, dense in zip(raw, item, strict=True) if dense == 0))
+
+    def _raw_items(self, items: Sequence[RawId], name: str) -> list[RawId]:
+        is_text = self.ids_are_text[1]
+        return [_raw_id(item, f"{name}[{i}]", is_text=is_text) for i, item in enumerate(items)]
 
     def _inputs(self, user: _User) -> tuple[Profile, Events]:
         catalogue = self._artifact.catalogue
@@ -235,6 +272,11 @@ def _padded_lengths(max_length: int, smallest: int = 32) -> tuple[int, ...]:
 def _query(graphdef: nnx.GraphDef, parameters: nnx.State, profile: Profile, events: Events) -> jax.Array:
     model = nnx.merge(graphdef, parameters)
     return model.extend(model.start(profile), events).query_BD
+
+
+@jax.jit(static_argnums=0)
+def _item_vectors(graphdef: nnx.GraphDef, parameters: nnx.State, item_C: jax.Array, category_C: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, parameters).item_vectors(item_C, category_C)
 
 
 @jax.jit(static_argnums=0)
