@@ -55,7 +55,7 @@ def bench(folder: Path, device: torch.device, batch: int = 500, autocast: Autoca
         if loaded.ranking is not None:
             ranker = cast(Ranker, loaded.ranking.module.to(device))
             # The same candidates over and over: what they are does not matter to the time.
-            place_C = torch.arange(batch, device=device) % inputs["candidate_item"].shape[1]
+            place_C = (torch.arange(batch) % inputs["candidate_item"].shape[1]).to(device)
             candidates = inputs["candidate_item"][:, place_C], inputs["candidate_category"][:, place_C]
             runs["candidates scored, histories read"] = (
                 users * batch,
