@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from torch_mlu_backend import safetensors_file
@@ -65,11 +64,10 @@ def load(path: Path) -> Model:
     description = _description(path, metadata)
     if metadata.get("sha256") != safetensors_file.digest(tensors):
         raise UserError(f"{path} is damaged: the SHA-256 of its data is not its header's. Copy it again.")
-    with torch.device("meta"):
-        module = build(description)
+    module = build(description)
     if problems := _problems(tensors, module.state_dict()):
         raise UserError(f"{path} does not fit the model: {'; '.join(problems)}.")
-    module.load_state_dict(tensors, assign=True)
+    module.load_state_dict(tensors)
     return Model(description, module)
 
 
