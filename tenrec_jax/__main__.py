@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tenrec_jax import __version__
@@ -20,7 +21,9 @@ from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.report import write_report
 from tenrec_jax.evaluation.stats_report import JSON_FILE, PAGE_FILE, summary, write_stats
 from tenrec_jax.files import json_text
-from tenrec_jax.recommender import Recommendations, Recommender
+from tenrec_jax.interop.export import bring_back, export
+from tenrec_jax.interop.original_scorer import DEFAULT_TEMPERATURE, OriginalScorer, import_original, is_original
+from tenrec_jax.recommender import Recommendations, RecommendedItem, Recommender
 
 EXAMPLES = """examples:
   tenrec-jax synth --kind qb_video --rows 300000 --seed 0 --out twin.csv
@@ -29,6 +32,10 @@ EXAMPLES = """examples:
   tenrec-jax stats table
   tenrec-jax recommend --recommender runs/quickstart/recommender --user 1 --k 10
   tenrec-jax recommend --recommender runs/quickstart/recommender --history 12,7,99 --json
+  tenrec-jax score --recommender runs/quickstart/recommender --user 1 --candidates 12,7,99
+  tenrec-jax export --recommender runs/quickstart/recommender --out exported
+  tenrec-jax import --exported exported --out recommender2
+  tenrec-jax import-original ranker.pt --out original
   tenrec-jax report runs/quickstart
 
 Training and evaluation are run from a config: python experiments/launch.py --help
@@ -131,10 +138,50 @@ def _parser() -> argparse.ArgumentParser:
     recommend.add_argument("--json", action="store_true", help="machine-readable output")
     recommend.set_defaults(run=_recommend)
 
+    _add_interop(commands)
+
     report = commands.add_parser("report", help="write report.html again from a run's files")
     report.add_argument("run_folder", type=Path, metavar="RUN", help="workdir of the run")
     report.set_defaults(run=lambda options: print(write_report(options.run_folder)))
     return parser
+
+
+def _add_interop(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    score = commands.add_parser("score", help="score given items for a user, or with a model of the original system")
+    score.add_argument("--recommender", type=Path, required=True, help="folder that launch.py or import-original wrote")
+    score.add_argument("--user", help="raw id of a user")
+    score.add_argument("--history", help="raw ids of clicked items, oldest first, comma-separated; '' for nobody known")
+    score.add_argument("--candidates", required=True, help="raw ids of the items to score, comma-separated")
+    score.add_argument("--gender", type=int, default=0, help="of the user; read by the original system's models alone")
+    score.add_argument("--age", type=int, default=0, help="likewise")
+    score.add_argument("--categories", help="of the candidates, comma-separated; likewise")
+    score.add_argument("--json", action="store_true", help="machine-readable output")
+    score.set_defaults(run=_score)
+
+    exporting = commands.add_parser(
+        "export", help="write a recommender for torch_mlu_backend, which needs PyTorch alone"
+    )
+    exporting.add_argument("--recommender", type=Path, required=True, help="folder that launch.py wrote")
+    exporting.add_argument("--out", type=Path, required=True, help="new folder to write")
+    exporting.set_defaults(run=_export)
+
+    importing = commands.add_parser("import", help="make a recommender of an exported folder, trained further or not")
+    importing.add_argument("--exported", type=Path, required=True, help="folder that export or torch_mlu_backend wrote")
+    importing.add_argument("--out", type=Path, required=True, help="new folder to write")
+    importing.set_defaults(run=_import)
+
+    original = commands.add_parser(
+        "import-original", help="read a checkpoint of the original system's ranker or two-tower"
+    )
+    original.add_argument("checkpoint", type=Path, metavar="CKPT", help="state dict: .pt, .safetensors or .npz")
+    original.add_argument("--out", type=Path, required=True, help="new folder to write")
+    original.add_argument(
+        "--temperature",
+        type=float,
+        default=DEFAULT_TEMPERATURE,
+        help="of a two-tower, whose checkpoint does not hold it (default: %(default)s)",
+    )
+    original.set_defaults(run=_import_original)
 
 
 def _add_stats(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -208,19 +255,73 @@ def _columns(text: str | None) -> dict[str, str] | None:
 
 def _recommend(options: argparse.Namespace) -> None:
     recommender = Recommender.load(options.recommender)
-    users_are_text, items_are_text = recommender.ids_are_text
-    if options.user is not None:
-        answer = recommender.recommend(
-            user_id=_id(options.user, "--user", is_text=users_are_text),
-            k=options.k,
-            exclude_seen=not options.include_seen,
-        )
-    else:
-        history = [
-            _id(item, "--history", is_text=items_are_text) for item in options.history.split(",") if item.strip()
-        ]
-        answer = recommender.recommend(history=history, k=options.k, exclude_seen=not options.include_seen)
+    user, history = _who(options, *recommender.ids_are_text)
+    answer = recommender.recommend(user_id=user, history=history, k=options.k, exclude_seen=not options.include_seen)
     print(json.dumps(dataclasses.asdict(answer)) if options.json else _table(answer, options.k))
+
+
+def _score(options: argparse.Namespace) -> None:
+    if is_original(options.recommender):
+        _score_with_original(options)
+        return
+    recommender = Recommender.load(options.recommender)
+    user, history = _who(options, *recommender.ids_are_text)
+    candidates = _ids(options.candidates, "--candidates", is_text=recommender.ids_are_text[1])
+    items = recommender.score(candidates, user_id=user, history=history)
+    if options.json:
+        print(json.dumps([dataclasses.asdict(item) for item in items]))
+    else:
+        print("\n".join(_item_lines(items)))
+
+
+def _score_with_original(options: argparse.Namespace) -> None:
+    if options.user is None:
+        raise UserError("--user is needed: the original's models read an id in any case.")
+
+    def integers(text: str, flag: str) -> list[int]:
+        return [int(value) for value in _ids(text, flag, is_text=False)]
+
+    candidates = integers(options.candidates, "--candidates")
+    found = OriginalScorer.load(options.recommender).score(
+        int(_id(options.user, "--user", is_text=False)),
+        integers(options.history or "", "--history"),
+        candidates,
+        gender=options.gender,
+        age=options.age,
+        categories=None if options.categories is None else integers(options.categories, "--categories"),
+    )
+    if options.json:
+        print(json.dumps(dataclasses.asdict(found)))
+        return
+    print(f"{'item':>12}  {'score':>9}  logits")
+    for item, score, logits in zip(candidates, found.scores, found.logits, strict=True):
+        print(f"{item:>12}  {score:>9.4f}  {' '.join(f'{logit:.4f}' for logit in logits)}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    loaded = export(options.recommender, options.out)
+    print(f"{options.out}: version {loaded.version}; check it with python -m torch_mlu_backend verify {options.out}")
+
+
+def _import(options: argparse.Namespace) -> None:
+    print(f"{options.out}: version {bring_back(options.exported, options.out).version}")
+
+
+def _import_original(options: argparse.Namespace) -> None:
+    kind = import_original(options.checkpoint, options.out, temperature=options.temperature)
+    print(f"{options.out}: {kind.replace('_', ' ')}; tenrec-jax score and python -m torch_mlu_backend score read it")
+
+
+def _who(
+    options: argparse.Namespace, users_are_text: bool, items_are_text: bool
+) -> tuple[RawId | None, list[RawId] | None]:
+    user = None if options.user is None else _id(options.user, "--user", is_text=users_are_text)
+    history = None if options.history is None else _ids(options.history, "--history", is_text=items_are_text)
+    return user, history
+
+
+def _ids(text: str, flag: str, *, is_text: bool) -> list[RawId]:
+    return [_id(part, flag, is_text=is_text) for part in text.split(",") if part.strip()]
 
 
 def _id(text: str, flag: str, *, is_text: bool) -> RawId:
@@ -232,26 +333,17 @@ def _id(text: str, flag: str, *, is_text: bool) -> RawId:
         raise UserError(f"{flag}: {text!r} is not an integer id.") from None
 
 
+def _item_lines(items: Sequence[RecommendedItem]) -> list[str]:
+    actions = list(items[0].probabilities) if items else []
+    lines = [f"{'rank':>4}  {'item':>12}  {'score':>9}" + "".join(f"  {a:>8}" for a in actions) + f"  {'retrieval':>9}"]
+    for rank, item in enumerate(items, 1):
+        probabilities = "".join(f"  {item.probabilities[action]:>8.4f}" for action in actions)
+        lines.append(f"{rank:>4}  {item.item_id:>12}  {item.score:>9.4f}{probabilities}  {item.retrieval_score:>9.3f}")
+    return lines
+
+
 def _table(answer: Recommendations, k: int) -> str:
-    actions = list(answer.items[0].probabilities) if answer.items else []
-    lines = [
-        "  ".join(
-            [f"{'rank':>4}", f"{'item':>12}", f"{'score':>9}", *(f"{a:>8}" for a in actions), f"{'retrieval':>9}"]
-        )
-    ]
-    for rank, item in enumerate(answer.items, 1):
-        probabilities = [f"{item.probabilities[action]:>8.4f}" for action in actions]
-        lines.append(
-            "  ".join(
-                [
-                    f"{rank:>4}",
-                    f"{item.item_id:>12}",
-                    f"{item.score:>9.4f}",
-                    *probabilities,
-                    f"{item.retrieval_score:>9.3f}",
-                ]
-            )
-        )
+    lines = _item_lines(answer.items)
     if len(answer.items) < k:
         lines.append(f"The catalogue holds only {len(answer.items)} items to recommend to this user.")
     if answer.unknown_items:

@@ -9,7 +9,7 @@ users.parquet  items.parquet  events.parquet  rules.json
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from tenrec_jax.data.batches import TrainVocabulary
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.errors import UserError
 from tenrec_jax.files import read_json, sha256_of, write_json
-from tenrec_jax.models.features import FeatureConfig, Vocabulary
+from tenrec_jax.models.features import Vocabulary
 from tenrec_jax.models.ranker import Ranker, RankerConfig
 from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
 from tenrec_jax.parameters import assembled, named
@@ -38,6 +38,10 @@ class Model(NamedTuple):
 
     graphdef: nnx.GraphDef
     parameters: nnx.State
+
+    def merged(self) -> Any:
+        """The module itself."""
+        return nnx.merge(self.graphdef, self.parameters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +68,37 @@ class Catalogue:
 
 
 @dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a recommender was made of: the log's actions and hash, table sizes, and both models' configs (None: no ranker)."""
+
+    actions: tuple[str, ...]
+    data_sha256: str
+    vocabulary: Vocabulary
+    retrieval: TwoTowerConfig
+    ranking: RankerConfig | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Artifact:
     """A recommender folder, loaded. `ranking` is None where no ranker was trained; `version` names the content."""
 
     version: str
-    actions: tuple[str, ...]
+    identity: Identity
     retrieval: Model
-    retrieval_features: FeatureConfig
     ranking: Model | None
-    ranking_features: FeatureConfig | None
     index: ItemIndex
     catalogue: Catalogue
     serving: ServingConfig
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """The log's actions, in the order of the models' logits."""
+        return self.identity.actions
+
+    @property
+    def max_length(self) -> int:
+        """Events that a history may hold."""
+        return self.identity.retrieval.features.max_length
 
 
 def save_weights(path: Path, parameters: nnx.State) -> None:
@@ -130,16 +153,52 @@ def finish(
     ranking: RankingConfig,
     serving: ServingConfig,
 ) -> str:
-    """Complete a folder that holds the weights and the index: id maps, histories, rules and, last, the manifest.
+    """Complete the folder of a run that holds the weights and the index.
 
     Returns:
         The version, a hash of the content.
     """
-    users = {"id": table.users.raw_id, "gender": table.users.gender, "age": table.users.age, "trained": trained.user}
-    items = {"id": table.items.raw_id, "category": table.items.category, "trained": trained.item}
-    labels = {action: table.labels_RA[:, i] for i, action in enumerate(table.actions)}
-    events = {"user": table.user_R, "item": table.item_R, **labels}
-    for name, columns in {"users": users, "items": items, "events": events}.items():
+    catalogue = Catalogue(
+        user_id=table.users.raw_id,
+        gender=table.users.gender,
+        age=table.users.age,
+        trained_user=trained.user,
+        item_id=table.items.raw_id,
+        category=table.items.category,
+        trained_item=trained.item,
+        item=table.item_R,
+        action=table.labels_RA,
+        offsets=table.offsets,
+    )
+    identity = Identity(
+        actions=table.actions,
+        data_sha256=table.sha256,
+        vocabulary=vocabulary,
+        retrieval=retrieval.model,
+        ranking=ranking.model if ranking.enabled else None,
+    )
+    return seal(folder, identity, catalogue, serving)
+
+
+def seal(folder: Path, identity: Identity, catalogue: Catalogue, serving: ServingConfig) -> str:
+    """Add to a folder that holds the weights and the index: id maps, histories, rules and, last, the manifest.
+
+    Returns:
+        The version, a hash of the content.
+    """
+    user_R = np.repeat(np.arange(len(catalogue.user_id), dtype=np.int32), np.diff(catalogue.offsets))
+    labels = {action: catalogue.action[:, i] for i, action in enumerate(identity.actions)}
+    tables = {
+        "users": {
+            "id": catalogue.user_id,
+            "gender": catalogue.gender,
+            "age": catalogue.age,
+            "trained": catalogue.trained_user,
+        },
+        "items": {"id": catalogue.item_id, "category": catalogue.category, "trained": catalogue.trained_item},
+        "events": {"user": user_R, "item": catalogue.item, **labels},
+    }
+    for name, columns in tables.items():
         pq.write_table(pa.table(columns), folder / f"{name}.parquet", compression="zstd", write_page_checksum=True)
     write_json(folder / "rules.json", dataclasses.asdict(serving))
     files = {
@@ -148,16 +207,7 @@ def finish(
         if path.is_file() and path.name != "manifest.json"
     }
     version = hashlib.sha256("".join(f"{name}:{digest}\n" for name, digest in files.items()).encode()).hexdigest()[:16]
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "version": version,
-        "actions": list(table.actions),
-        "data_sha256": table.sha256,
-        "vocabulary": dataclasses.asdict(vocabulary),
-        "retrieval": dataclasses.asdict(retrieval.model),
-        "ranking": dataclasses.asdict(ranking.model) if ranking.enabled else None,
-        "files": files,
-    }
+    manifest = {"format_version": FORMAT_VERSION, "version": version, **dataclasses.asdict(identity), "files": files}
     write_json(folder / "manifest.json", manifest)
     return version
 
@@ -182,20 +232,21 @@ def load(folder: Path) -> Artifact:
             raise UserError(
                 f"{folder / name} is damaged: its SHA-256 is not the manifest's. Export the recommender again."
             )
-    vocabulary = from_mapping(manifest["vocabulary"], Vocabulary, "vocabulary")
-    retrieval_config = from_mapping(manifest["retrieval"], TwoTowerConfig, "retrieval")
-    retrieval = two_tower(retrieval_config, vocabulary)
-    ranking = ranking_config = None
-    if manifest["ranking"] is not None:
-        ranking_config = from_mapping(manifest["ranking"], RankerConfig, "ranking")
-        ranking = with_weights(ranker(ranking_config, vocabulary), folder / RANKING_WEIGHTS)
+    identity = Identity(
+        actions=tuple(manifest["actions"]),
+        data_sha256=manifest["data_sha256"],
+        vocabulary=from_mapping(manifest["vocabulary"], Vocabulary, "vocabulary"),
+        retrieval=from_mapping(manifest["retrieval"], TwoTowerConfig, "retrieval"),
+        ranking=from_mapping(manifest["ranking"], RankerConfig, "ranking") if manifest["ranking"] else None,
+    )
+    ranking = None
+    if identity.ranking is not None:
+        ranking = with_weights(ranker(identity.ranking, identity.vocabulary), folder / RANKING_WEIGHTS)
     return Artifact(
         version=manifest["version"],
-        actions=tuple(manifest["actions"]),
-        retrieval=with_weights(retrieval, folder / RETRIEVAL_WEIGHTS),
-        retrieval_features=retrieval_config.features,
+        identity=identity,
+        retrieval=with_weights(two_tower(identity.retrieval, identity.vocabulary), folder / RETRIEVAL_WEIGHTS),
         ranking=ranking,
-        ranking_features=ranking_config and ranking_config.features,
         index=load_index(folder / INDEX),
         catalogue=_load_catalogue(folder, manifest["actions"]),
         serving=from_mapping(read_json(folder / "rules.json"), ServingConfig, "rules"),

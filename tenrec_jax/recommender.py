@@ -76,8 +76,7 @@ class Recommender:
 
     def __init__(self, loaded: artifact.Artifact) -> None:
         self._artifact = loaded
-        self._max_length = loaded.retrieval_features.max_length
-        self._lengths = np.asarray(_padded_lengths(self._max_length))
+        self._lengths = np.asarray(_padded_lengths(loaded.max_length))
         catalogue = loaded.catalogue
         self._users, self._items = RawIdIndex(catalogue.user_id), RawIdIndex(catalogue.item_id)
 
@@ -127,12 +126,8 @@ class Recommender:
         began = time.perf_counter()
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise UserError(f"k is {k!r}; it must be an integer of at least 1.")
-        if (user_id is None) == (history is None):
-            raise UserError("Give either a user_id or a history, not both and not neither.")
-        user = self._known_user(user_id) if history is None else self._new_user(history)
-        retrieval = self._artifact.retrieval
-        inputs = self._inputs(user, retrieval.parameters, self._artifact.retrieval_features)
-        query_BD = np.asarray(_query(retrieval.graphdef, *inputs))
+        user = self._user(user_id, history)
+        query_BD = self._query(user)
         queried = time.perf_counter()
         item_C, score_C, removed = self._candidates(query_BD, user, int(k), exclude_seen)
         searched = time.perf_counter()
@@ -150,10 +145,45 @@ class Recommender:
             milliseconds={name: 1e3 * value for name, value in seconds.items()},
         )
 
+    def score(
+        self,
+        items: Sequence[RawId],
+        *,
+        user_id: RawId | None = None,
+        history: Sequence[RawId] | None = None,
+    ) -> tuple[RecommendedItem, ...]:
+        """Score given items, in the order given; each score is a function of the user and that item alone.
+
+        Args:
+            items: raw ids of the catalogue, at least one.
+            user_id, history: as for `recommend`.
+
+        Raises:
+            UserError: as `recommend` does, and for an item that the catalogue does not hold.
+        """
+        user = self._user(user_id, history)
+        item_C = self._items.dense(np.asarray(self._raw_items(items, "items"), object))
+        if not len(item_C):
+            raise UserError("There are no items to score.")
+        if not item_C.all():
+            unknown = [raw for raw, dense in zip(items, item_C, strict=True) if dense == 0]
+            raise UserError(f"Not in the catalogue: {', '.join(map(str, unknown))}.")
+        catalogue, features = self._artifact.catalogue, self._artifact.identity.retrieval.features
+        model_item_C = self._model_items(item_C, features)
+        vector_CD = np.asarray(_item_vectors(*self._artifact.retrieval, model_item_C, catalogue.category[item_C]))
+        ranked = self._rank(user, item_C, vector_CD @ self._query(user)[0])
+        by_item = {item.item_id: item for item in ranked}
+        return tuple(by_item[raw] for raw in catalogue.item_id[item_C].tolist())
+
     @property
     def ids_are_text(self) -> tuple[bool, bool]:
         """Whether user ids and item ids are text rather than integers."""
         return self._artifact.catalogue.user_id.dtype == object, self._artifact.catalogue.item_id.dtype == object
+
+    def _user(self, user_id: RawId | None, history: Sequence[RawId] | None) -> _User:
+        if (user_id is None) == (history is None):
+            raise UserError("Give either a user_id or a history, not both and not neither.")
+        return self._known_user(user_id) if history is None else self._new_user(history)
 
     def _known_user(self, user_id: RawId | None) -> _User:
         catalogue = self._artifact.catalogue
@@ -164,20 +194,32 @@ class Recommender:
         return _User(user, catalogue.item[rows], catalogue.action[rows], ())
 
     def _new_user(self, history: Sequence[RawId]) -> _User:
-        is_text = self.ids_are_text[1]
-        raw = [_raw_id(item, f"history[{i}]", is_text=is_text) for i, item in enumerate(history)]
+        raw = self._raw_items(history, "history")
         item = self._items.dense(np.asarray(raw, object))
         action = np.zeros((len(item), len(self._artifact.actions)), np.int8)
         action[:, 0] = 1
         return _User(0, item, action, tuple(entry for entry, dense in zip(raw, item, strict=True) if dense == 0))
 
+    def _raw_items(self, items: Sequence[RawId], name: str) -> list[RawId]:
+        is_text = self.ids_are_text[1]
+        return [_raw_id(item, f"{name}[{i}]", is_text=is_text) for i, item in enumerate(items)]
+
+    def _query(self, user: _User) -> np.ndarray:
+        retrieval = self._artifact.retrieval
+        inputs = self._inputs(user, retrieval.parameters, self._artifact.identity.retrieval.features)
+        return np.asarray(_query(retrieval.graphdef, *inputs))
+
+    def _model_items(self, item: np.ndarray, features: FeatureConfig) -> np.ndarray:
+        """Ids of catalogue items to a model: those that training rows mention keep theirs, hashed tables know all."""
+        return item if ITEM in features.hashed_tables else self._artifact.catalogue.trained_item[item]
+
     def _inputs(self, user: _User, parameters: nnx.State, features: FeatureConfig) -> tuple[nnx.State, Profile, Events]:
         """What a stage reads of a user. Items outside the catalogue are unknown to it, or have rows by their hashes."""
-        catalogue, hashed = self._artifact.catalogue, features.hashed_tables
-        item, action = user.item[-self._max_length :], user.action[-self._max_length :]
+        catalogue, hashed, longest = self._artifact.catalogue, features.hashed_tables, self._artifact.max_length
+        item, action = user.item[-longest:], user.action[-longest:]
         padding = int(self._lengths[np.searchsorted(self._lengths, len(item))]) - len(item)
         one = np.asarray([user.user])
-        known = item if ITEM in hashed else catalogue.trained_item[item]
+        known = self._model_items(item, features)
         outside = np.flatnonzero(item == 0)
         if ITEM in hashed and len(outside):
             rows_Sk = np.tile(hashed[ITEM].unknown_k, (len(item) + padding, 1))
@@ -212,17 +254,17 @@ class Recommender:
         return item_C[fresh][:wanted], score_C[fresh][:wanted], int(real.sum() - fresh.sum())
 
     def _rank(self, user: _User, item_C: np.ndarray, score_C: np.ndarray) -> list[RecommendedItem]:
-        catalogue, ranking, features = self._artifact.catalogue, self._artifact.ranking, self._artifact.ranking_features
+        catalogue, ranking, config = self._artifact.catalogue, self._artifact.ranking, self._artifact.identity.ranking
         raw_C = catalogue.item_id[item_C].tolist()
-        if ranking is None or features is None or not len(item_C):
+        if ranking is None or config is None or not len(item_C):
             return [RecommendedItem(i, float(s), float(s), {}) for i, s in zip(raw_C, score_C, strict=True)]
         padding = (1 << (len(item_C) - 1).bit_length()) - len(item_C)
         padded_1C = np.pad(item_C, (0, padding))[None]
         probability_CA = np.asarray(
             _probabilities(
                 ranking.graphdef,
-                *self._inputs(user, ranking.parameters, features),
-                catalogue.trained_item[padded_1C],
+                *self._inputs(user, ranking.parameters, config.features),
+                self._model_items(padded_1C, config.features),
                 catalogue.category[padded_1C],
             )
         )[0, : len(item_C)]
@@ -263,6 +305,11 @@ def _with_rows(parameters: nnx.State, rows_Sk: np.ndarray) -> nnx.State:
 def _query(graphdef: nnx.GraphDef, parameters: nnx.State, profile: Profile, events: Events) -> jax.Array:
     model = nnx.merge(graphdef, parameters)
     return model.extend(model.start(profile), events).query_BD
+
+
+@jax.jit(static_argnums=0)
+def _item_vectors(graphdef: nnx.GraphDef, parameters: nnx.State, item_C: jax.Array, category_C: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, parameters).item_vectors(item_C, category_C)
 
 
 @jax.jit(static_argnums=0)

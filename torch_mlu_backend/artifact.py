@@ -1,0 +1,199 @@
+"""Exported folders: read, checked completely, and written again with weights that were trained further here.
+
+manifest.json          format version, kind, where it came from, SHA-256 of every other file and of the manifest itself; written last
+retrieval.safetensors  ranking.safetensors (absent where there is no ranker); model.safetensors where a model of the original system is held
+users.safetensors  items.safetensors (with the vectors that retrieval searches)  events.safetensors
+ids.json               raw ids, where they are text          rules.json
+probe.safetensors      inputs and the outputs that they should give
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from torch_mlu_backend import safetensors_file, weights
+from torch_mlu_backend.errors import UserError
+from torch_mlu_backend.modules.two_tower import TwoTower
+
+FORMAT_VERSION = 1
+RECOMMENDER, ORIGINAL_RANKER, ORIGINAL_TWO_TOWER = "recommender", "original_ranker", "original_two_tower"
+RETRIEVAL, RANKING, MODEL = "retrieval.safetensors", "ranking.safetensors", "model.safetensors"
+USERS, ITEMS, EVENTS = "users.safetensors", "items.safetensors", "events.safetensors"
+IDS, RULES, PROBE, MANIFEST = "ids.json", "rules.json", "probe.safetensors", "manifest.json"
+BLOCK = 1 << 20
+
+RawId = int | str
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the recommender knows of users and items, on the CPU, by dense id; entry 0 is the unknown one.
+
+    Attributes:
+        user_id, item_id: dense id of each raw id. raw_item: raw ids by dense id, None for the unknown one.
+        gender, age, trained_user: int32 [U + 1]. category, trained_item: int32 [N + 1].
+        offsets: int64 [U + 2], where each user's events begin. item, action: the events, int32 [R] and int8 [R, A].
+        indexed, vectors: dense ids of the items that retrieval searches, and their vectors [., D].
+    """
+
+    user_id: dict[RawId, int]
+    item_id: dict[RawId, int]
+    raw_item: list[RawId | None]
+    gender: Tensor
+    age: Tensor
+    trained_user: Tensor
+    category: Tensor
+    trained_item: Tensor
+    offsets: Tensor
+    item: Tensor
+    action: Tensor
+    indexed: Tensor
+    vectors: Tensor
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A recommender, on the CPU. `ranking` is None where there is none."""
+
+    manifest: dict[str, Any]
+    retrieval: weights.Model
+    ranking: weights.Model | None
+    catalogue: Catalogue
+    candidates: int
+    action_values: tuple[float, ...]
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """Names of the actions, in the order of the logits."""
+        return tuple(self.manifest["actions"])
+
+    @property
+    def max_length(self) -> int:
+        """Events that a history may hold."""
+        return self.retrieval.description.config.features.max_length
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, with all files checked against it.
+
+    Raises:
+        UserError: not an exported folder, another format version, or a file that is missing, damaged or another one.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} is no exported folder: it has no {MANIFEST}. Run tenrec-jax export to make one.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version, stated, files = manifest["format_version"], manifest.pop("sha256"), manifest["files"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Export again.") from error
+    if version != FORMAT_VERSION:
+        raise UserError(f"{folder} has format version {version}; this mirror reads {FORMAT_VERSION}.")
+    if stated != _digest(manifest):
+        raise UserError(f"{path} is damaged: its SHA-256 is another. Export again.")
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing. Export again.")
+        if _sha256(folder / name) != digest:
+            raise UserError(
+                f"{folder / name} is damaged, or another one: its SHA-256 is not the manifest's. Export again."
+            )
+    return manifest
+
+
+def load(folder: Path) -> Artifact:
+    """Load an exported recommender.
+
+    Raises:
+        UserError: as `read_manifest`, or the folder holds a model of the original system, which has no catalogue.
+    """
+    manifest = read_manifest(folder)
+    if manifest["kind"] != RECOMMENDER:
+        raise UserError(f"{folder} holds a {manifest['kind']}: it can score given items, but has no catalogue.")
+    rules = json.loads((folder / RULES).read_text(encoding="utf-8"))
+    return Artifact(
+        manifest,
+        weights.load(folder / RETRIEVAL),
+        weights.load(folder / RANKING) if RANKING in manifest["files"] else None,
+        _load_catalogue(folder),
+        rules["candidates"],
+        tuple(rules["action_values"]),
+    )
+
+
+def save(folder: Path, out: Path, *, retrieval: nn.Module | None = None, ranking: nn.Module | None = None) -> None:
+    """Write an exported recommender again with other weights, a probe of what they give on the CPU, and item vectors to match.
+
+    Args:
+        folder: what was exported. out: a new folder.
+        retrieval, ranking: trained modules, on any device, of the same configs; None keeps the weights.
+
+    Raises:
+        UserError: `folder` is no exported recommender, or `out` is not empty.
+    """
+    from torch_mlu_backend.probe import recorded
+
+    before = load(folder)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty: name another folder, or remove this one.")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in before.manifest["files"]:
+        shutil.copyfile(folder / name, out / name)
+    for name, model, module in ((RETRIEVAL, before.retrieval, retrieval), (RANKING, before.ranking, ranking)):
+        if module is not None and model is not None:
+            weights.save(out / name, model._replace(module=module))
+    items = safetensors_file.read(folder / ITEMS).tensors
+    two_tower = cast(TwoTower, weights.load(out / RETRIEVAL).module)
+    with torch.no_grad():
+        indexed = items["indexed"].long()
+        items["vectors"] = two_tower.item_vectors(items["trained"][indexed], items["category"][indexed])
+    safetensors_file.write(out / ITEMS, items, {})
+    _seal(out, before.manifest)
+    safetensors_file.write(out / PROBE, recorded(out), {})
+    _seal(out, before.manifest)
+
+
+def _seal(folder: Path, manifest: dict[str, Any]) -> None:
+    manifest = manifest | {"files": {name: _sha256(folder / name) for name in manifest["files"]}}
+    text = json.dumps(manifest | {"sha256": _digest(manifest)}, indent=2) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _load_catalogue(folder: Path) -> Catalogue:
+    users, items, events = (safetensors_file.read(folder / name).tensors for name in (USERS, ITEMS, EVENTS))
+    text = json.loads((folder / IDS).read_text(encoding="utf-8")) if (folder / IDS).exists() else {}
+    raw_user = text["users"] if "users" in text else users["id"][1:].tolist()
+    raw_item = text["items"] if "items" in text else items["id"][1:].tolist()
+    return Catalogue(
+        user_id={raw: dense for dense, raw in enumerate(raw_user, start=1)},
+        item_id={raw: dense for dense, raw in enumerate(raw_item, start=1)},
+        raw_item=[None, *raw_item],
+        gender=users["gender"],
+        age=users["age"],
+        trained_user=users["trained"],
+        category=items["category"],
+        trained_item=items["trained"],
+        offsets=users["offsets"],
+        item=events["item"],
+        action=events["action"],
+        indexed=items["indexed"],
+        vectors=items["vectors"],
+    )
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            total.update(block)
+    return total.hexdigest()
