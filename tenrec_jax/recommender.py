@@ -18,7 +18,7 @@ from tenrec_jax import artifact
 from tenrec_jax.data.interactions import RawId, RawIdIndex
 from tenrec_jax.errors import UserError
 from tenrec_jax.models.features import FeatureConfig
-from tenrec_jax.models.hashing import hash_rows
+from tenrec_jax.models.hashing import TableConfig, hash_rows
 from tenrec_jax.parameters import assembled, named
 from tenrec_jax.timeline import Events, Profile
 from tenrec_jax.training.id_spaces import HASHED, ITEM, USER
@@ -223,7 +223,7 @@ class Recommender:
         outside = np.flatnonzero(item == 0)
         if ITEM in hashed and len(outside):
             rows_Sk = np.tile(hashed[ITEM].unknown_k, (len(item) + padding, 1))
-            rows_Sk[outside] = hash_rows(self._raw_array(user.unknown_items[-len(outside) :]), hashed[ITEM])
+            rows_Sk[outside] = self._hashed_rows(user.unknown_items[-len(outside) :], hashed[ITEM])
             # Numbered behind the catalogue, by their place in the history: one shape for all histories of a padded length.
             known = np.where(item == 0, len(catalogue.item_id) + np.arange(len(item), dtype=np.int32), item)
             parameters = _with_rows(parameters, rows_Sk)
@@ -236,11 +236,13 @@ class Recommender:
         user_1 = one if USER in hashed else catalogue.trained_user[one]
         return parameters, Profile(user_1, catalogue.gender[one], catalogue.age[one]), events
 
-    def _raw_array(self, raw: Sequence[RawId]) -> np.ndarray:
-        """Raw ids as `hash_rows` takes them; integers of more than 64 bits, which no log holds, lose the upper ones."""
+    def _hashed_rows(self, raw: Sequence[RawId], table: TableConfig) -> np.ndarray:
+        """The rows [S, k] of ids outside the catalogue. Integers of more than 64 bits, which no log holds, are unknown."""
         if self.ids_are_text[1]:
-            return np.asarray(raw, object)
-        return np.asarray([int(entry) % 2**64 for entry in raw], np.uint64).view(np.int64)
+            return hash_rows(np.asarray(raw, object), table)
+        fits_S = np.array([-(2**63) <= int(entry) < 2**63 for entry in raw])
+        fitting_S = np.array([int(entry) if fits else 0 for entry, fits in zip(raw, fits_S, strict=True)], np.int64)
+        return np.where(fits_S[:, None], hash_rows(fitting_S, table), table.unknown_k)
 
     def _candidates(
         self, query_BD: np.ndarray, user: _User, k: int, exclude_seen: bool

@@ -283,6 +283,12 @@ def test_a_hashed_recommender_answers_as_the_exact_one_whose_tables_are_written_
     assert [item.probabilities for item in seen.items] != [item.probabilities for item in other.items]
 
 
+def test_an_id_of_more_bits_than_any_log_holds_is_unknown(run: tuple[Path, list[str]]) -> None:
+    recommender = Recommender.load(run[0] / "recommender")
+    narrow, wide, wider = (recommender.recommend(history=[raw]).items for raw in (10**15, 10**15 + 2**64, 10**30))
+    assert wide == wider != narrow
+
+
 def test_the_plan_tells_how_many_ids_may_be_expected_to_share_rows() -> None:
     features = hashed_config(items=TableConfig("hashed", 2, 1000), users=TableConfig()).ranking.model.features
     (told,) = features.expected_collisions(EXAMPLE_VOCABULARY)
