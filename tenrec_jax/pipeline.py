@@ -34,7 +34,7 @@ from tenrec_jax.data.schema import TWIN_KINDS
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.evaluator import item_vectors
-from tenrec_jax.evaluation.metrics import auc, gains, grouped_auc, hits
+from tenrec_jax.evaluation.metrics import auc, grouped_auc, ndcg_at_k, recall_at_k
 from tenrec_jax.evaluation.report import write_report
 from tenrec_jax.evaluation.results import baseline_results, ranking_results, retrieval_results
 from tenrec_jax.files import read_json, write_json, write_text
@@ -150,9 +150,9 @@ class Pipeline:
         evaluator = self._data.retrieval_evaluator(Part.VALIDATION, self.config.retrieval.selection_users)
 
         def evaluate(parameters: Any) -> tuple[float, dict[str, float]]:
-            rank_P = evaluator.run(task.graphdef, task.whole(parameters)).rank
-            ndcg = float(gains(rank_P, 10).mean())
-            return ndcg, {"validation/recall@10": float(hits(rank_P, 10).mean()), "validation/ndcg@10": ndcg}
+            places = evaluator.run(task.graphdef, task.whole(parameters)).places
+            ndcg = ndcg_at_k(places, 10)
+            return ndcg, {"validation/recall@10": recall_at_k(places, 10), "validation/ndcg@10": ndcg}
 
         task = self._data.retrieval_task(evaluate)
         self._fit(task, self.config.retrieval.train, artifact.RETRIEVAL_WEIGHTS)

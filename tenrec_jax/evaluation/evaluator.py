@@ -10,16 +10,17 @@ from flax import nnx
 
 from tenrec_jax.data.batches import TimelineBatches, TimelineReader, TrainVocabulary
 from tenrec_jax.data.interactions import Interactions
-from tenrec_jax.evaluation.metrics import ranks_of
+from tenrec_jax.evaluation.places import Places, places_of
 from tenrec_jax.timeline import Timeline
 
 
 class TargetRanks(NamedTuple):
-    """The rank of every target over the full catalogue: user, item, rank, [P] each."""
+    """Where every target stands in the full catalogue: its row in the table, user and item, and its places, [P] each."""
 
+    row: np.ndarray
     user: np.ndarray
     item: np.ndarray
-    rank: np.ndarray
+    places: Places
 
 
 ScoreBlock = Callable[[np.ndarray], np.ndarray]
@@ -29,7 +30,7 @@ class RetrievalEvaluator:
     """Ranks what users clicked next among the full catalogue.
 
     A user's query has seen that user's visible rows; the targets are the clicks of the scored rows. Items in the visible rows are taken
-    out of the ranking when `exclude_seen`; a target that is among them counts as a miss.
+    out of the ranking when `exclude_seen`; a target that is among them has no place, and counts as a miss.
 
     Args:
         table: the log. vocabulary: ids known from training rows.
@@ -94,7 +95,7 @@ class RetrievalEvaluator:
         """Ranks under any scorer of users against items 1..N: dense users [B] to scores [B, N]."""
         user_P, item_P = self._table.user_R[self._clicked], self._table.item_R[self._clicked]
         order = np.argsort(user_P, kind="stable")
-        rank_P = np.zeros(len(user_P))
+        first_P, last_P = np.zeros((2, len(user_P)))
         for users in self._blocks():
             block_BN = np.array(scores(users), np.float32)
             if self._exclude_seen:
@@ -107,8 +108,10 @@ class RetrievalEvaluator:
                 + np.arange(len(row))
                 - np.repeat(np.cumsum(high - low) - (high - low), high - low)
             ]
-            rank_P[pair] = ranks_of(block_BN[row], item_P[pair] - 1)
-        return TargetRanks(user_P, item_P, rank_P)
+            places = places_of(block_BN[row], item_P[pair] - 1)
+            has_place = block_BN[row, item_P[pair] - 1] > -np.inf
+            first_P[pair], last_P[pair] = (np.where(has_place, place, np.inf) for place in places)
+        return TargetRanks(self._clicked, user_P, item_P, Places(first_P, last_P))
 
     def _blocks(self) -> Iterator[np.ndarray]:
         for start in range(0, len(self.users), self._block):

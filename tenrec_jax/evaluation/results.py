@@ -8,40 +8,16 @@ import numpy as np
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.evaluation.baselines import TrainCounts, item_rate, popularity_scores, user_rate
 from tenrec_jax.evaluation.evaluator import RetrievalEvaluator, TargetRanks
-from tenrec_jax.evaluation.metrics import gains, hits, reciprocal_ranks
 from tenrec_jax.evaluation.statistics import bootstrap_binary, bootstrap_mean
-
-CUTOFFS = (1, 5, 10, 20, 50, 100)
-
-
-def retrieval_metrics(ranks: TargetRanks) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each retrieval metric as per-user values [U'] and weights of 1.
-
-    With several targets a user's recall is the share of targets found, NDCG is normalised by the ideal order of that many targets, and
-    MRR and hit look at the best-placed target.
-    """
-    users, user_P = np.unique(ranks.user, return_inverse=True)
-    targets_U = np.bincount(user_P)
-    one_U = np.ones(len(users))
-    best_U = np.full(len(users), np.inf)
-    np.minimum.at(best_U, user_P, ranks.rank)
-
-    def per_user(value_P: np.ndarray) -> np.ndarray:
-        return np.bincount(user_P, value_P, minlength=len(users))
-
-    ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, max(CUTOFFS) + 2)))])
-    values = {f"recall@{k}": per_user(hits(ranks.rank, k)) / targets_U for k in CUTOFFS}
-    values |= {f"ndcg@{k}": per_user(gains(ranks.rank, k)) / ideal[np.minimum(targets_U, k)] for k in CUTOFFS[1:]}
-    values |= {f"hit@{k}": hits(best_U, k) for k in CUTOFFS}
-    values["mrr"] = reciprocal_ranks(best_U)
-    return {name: (value_U, one_U) for name, value_U in values.items()}
+from tenrec_jax.evaluation.user_metrics import retrieval_metrics
 
 
 def retrieval_results(ranks: TargetRanks, *, seed: int, resamples: int) -> dict[str, Any]:
     """Retrieval metrics with 95 % intervals."""
+    users, values = retrieval_metrics(ranks.user, ranks.item, ranks.places)
     return {
-        name: bootstrap_mean(value_U, one_U, seed=seed, resamples=resamples).to_json()
-        for name, (value_U, one_U) in retrieval_metrics(ranks).items()
+        name: bootstrap_mean(value_U, np.ones(len(users)), seed=seed, resamples=resamples).to_json()
+        for name, value_U in values.items()
     }
 
 
