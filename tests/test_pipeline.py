@@ -11,12 +11,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import log_loss, roc_auc_score
 
 from tenrec_jax import __main__ as command_line
 from tenrec_jax.config import STAGES, RunConfig, default_config
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
+from tenrec_jax.evaluation.opening import record_opening
 from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.recommender import Recommender
 
@@ -72,6 +75,10 @@ def test_a_run_leaves_the_promised_files(workdir: Path) -> None:
         "timings.jsonl",
         "eval/val.json",
         "eval/test.json",
+        "eval/val_predictions.parquet",
+        "eval/predictions.parquet",
+        "eval/recommendations.parquet",
+        "eval/test_opened.json",
     )
     for name in (*files, "report.html", "recommender/manifest.json", "DONE"):
         assert (workdir / name).is_file(), name
@@ -90,9 +97,74 @@ def test_test_results_have_the_promised_keys(workdir: Path) -> None:
         assert set(results["baselines"]["popularity"]["retrieval"][name]) == {"value", "low", "high"}
     for action in ("click", "like", "share", "follow"):
         assert {"auc", "gauc", "log_loss", "ece"} <= set(results["ranking"][action])
-    assert {"popularity", "item_rate", "user_rate"} <= set(results["baselines"])
+    assert set(results["baselines"]) == {"popularity", "recency", "item_rate", "user_rate", "item_user_rate"}
+    assert results["test_opened"] == json.loads((workdir / "eval" / "test_opened.json").read_text())
+    assert results["test_opened"]["times"] == 1
+    assert "test" not in json.dumps(results["selection"])
     assert 0 <= results["index"]["recall@100_vs_exact"] <= 1
     assert set(results["seconds"]) >= set(STAGES[:4])
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_results_can_be_computed_again_from_the_predictions(workdir: Path, part: str) -> None:
+    folder, prefix = workdir / "eval", "" if part == "test" else f"{part}_"
+    results = json.loads((folder / f"{part}.json").read_text())
+    rows = pq.read_table(folder / f"{prefix}predictions.parquet").to_pydict()
+    columns = {name: np.asarray(values, float if None in values else None) for name, values in rows.items()}
+    scorers = {"": results, "oracle_": results["oracle"]} | {f"{k}_": v for k, v in results["baselines"].items()}
+    for prefix, scorer in scorers.items():
+        if "retrieval" in scorer:
+            recomputed = retrieval_by_hand(
+                columns["user"], columns["item"], columns[f"{prefix}rank"], columns[f"{prefix}tied"]
+            )
+            for metric, value in recomputed.items():
+                assert scorer["retrieval"][metric]["value"] == pytest.approx(value, abs=1e-9), (prefix, metric)
+        for action, entry in scorer.get("ranking", {}).items():
+            label, score = columns[action], columns[f"{prefix}score_{action}"].astype(float)
+            if 0 < label.sum() < len(label):
+                assert entry["auc"]["value"] == pytest.approx(roc_auc_score(label, score), abs=1e-9)
+            if "log_loss" in entry:
+                assert entry["log_loss"]["value"] == pytest.approx(log_loss(label, score, labels=[0, 1]), abs=1e-6)
+    lists = pq.read_table(folder / f"{'' if part == 'test' else 'val_'}recommendations.parquet").to_pydict()
+    assert (
+        len(lists["user"]) == results["lists"]["users"] == len({*columns["user"][~np.isnan(columns["rank"])].tolist()})
+    )
+    listed = {item for line in lists["items"] for item in line}
+    assert results["lists"]["coverage"] == pytest.approx(len(listed) / results["counts"]["catalogue"])
+
+
+def retrieval_by_hand(user: np.ndarray, item: np.ndarray, rank: np.ndarray, tied: np.ndarray) -> dict[str, float]:
+    """Means over users, target by target; ties are broken in every way, each as probable as any other."""
+    values: dict[str, list[float]] = {"recall@10": [], "recall@50": [], "ndcg@10": []}
+    for each in np.unique(user[~np.isnan(rank)]):
+        targets = [
+            range(int(r), int(r + t) + 1) for u, r, t in zip(user, rank, tied, strict=True) if u == each and r < np.inf
+        ]
+        count = int((~np.isnan(rank) & (user == each)).sum())
+        for k in (10, 50):
+            values[f"recall@{k}"].append(sum(sum(p <= k for p in places) / len(places) for places in targets) / count)
+        gain = sum(sum(1 / np.log2(p + 1) for p in places if p <= 10) / len(places) for places in targets)
+        values["ndcg@10"].append(gain / sum(1 / np.log2(p + 1) for p in range(1, min(count, 10) + 1)))
+    return {name: float(np.mean(entries)) for name, entries in values.items()}
+
+
+def test_the_oracle_has_the_probabilities_of_the_twins_own_rows(workdir: Path) -> None:
+    truth = pq.read_table(workdir / "source" / "qb_video_twin.truth.parquet")
+    source = (workdir / "source" / "qb_video_twin.csv").read_text().splitlines()[1:]
+    rows = pq.read_table(workdir / "eval" / "predictions.parquet").to_pydict()
+    for place, row in enumerate(rows["row"]):
+        assert source[row].split(",")[:3] == [str(rows[name][place]) for name in ("user", "item", "click")]
+        assert rows["oracle_score_click"][place] == truth["click"][row].as_py()
+    assert json.loads((workdir / "eval" / "test.json").read_text())["reachable_gain"]["click"]["auc"] is not None
+
+
+def test_a_second_reading_of_the_test_part_is_recorded(workdir: Path, tmp_path: Path) -> None:
+    shutil.copytree(workdir / "eval", tmp_path / "eval")
+    first = json.loads((tmp_path / "eval" / "test_opened.json").read_text())
+    again = record_opening(tmp_path)
+    assert again["times"] == 2
+    assert again["readings"][0] == first["readings"][0]
+    assert json.loads((tmp_path / "eval" / "test_opened.json").read_text()) == again
 
 
 def test_running_a_finished_run_again_changes_nothing(workdir: Path) -> None:

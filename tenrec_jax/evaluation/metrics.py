@@ -2,7 +2,8 @@
 
 Binary metrics take flat arrays `labels` [R] (0/1 or bool) and `scores` [R], and `where` (bool [R]), which picks the
 rows that count; the values of the other rows are never looked at. Ranking metrics take the 1-based rank of each query's
-one target. A metric that is undefined on the given rows is NaN; no value is ever invented for it.
+one target, metrics of lists recommended items [U, K]. A metric that is undefined on the given rows is NaN; no value is
+ever invented for it.
 """
 
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tenrec_jax.data.stats import concentration
 from tenrec_jax.evaluation.group_auc import AucByGroup, auc_by_group
 from tenrec_jax.evaluation.places import (
     Places,
@@ -35,8 +37,10 @@ __all__ = [
     "auc",
     "auc_by_group",
     "calibration",
+    "coverage",
     "equal_mass_bins",
     "gains",
+    "gini",
     "grouped_auc",
     "hit_rate_at_k",
     "hits",
@@ -44,6 +48,7 @@ __all__ = [
     "map_at_k",
     "mrr",
     "ndcg_at_k",
+    "novelty",
     "places_of",
     "precision_at_k",
     "ranks_of",
@@ -52,6 +57,7 @@ __all__ = [
     "row_losses",
     "select_probabilities",
     "select_rows",
+    "self_information",
 ]
 
 _BLOCK = 1 << 18  # elements of a block: what is computed of one stays in the cache
@@ -213,3 +219,41 @@ def calibration(
     ece = float(np.abs(gaps).sum()) / float(mass.sum()) if len(mass) else float("nan")
     pcoc = float(predicted.sum()) / float(observed.sum()) if positive.any() else float("nan")
     return Calibration(ece, pcoc, predicted / mass, observed / mass, rows[used])
+
+
+def coverage(items_UK: Array, num_items: int) -> float:
+    """Share of the catalogue's items 1..N that stand in at least one list; 0 in a list is no item."""
+    return np.count_nonzero(_times_listed(items_UK, num_items)) / num_items
+
+
+def gini(items_UK: Array, num_items: int) -> float:
+    """Gini coefficient of how often each of the catalogue's items is listed: 0 if all are alike, near 1 if few have all places.
+
+    NaN without a listed item.
+    """
+    times_N = _times_listed(items_UK, num_items)
+    return concentration(times_N).gini if times_N.any() else float("nan")
+
+
+def self_information(counts_N1: Array) -> Floats:
+    """Bits of surprise of each item [N+1]: -log2 of its share of the training rows, with one row more for each item (Laplace's rule), so
+    that new items have a finite value. Entry 0, no item, is 0.
+    """
+    bits_N1 = np.zeros(len(counts_N1))
+    bits_N1[1:] = np.log2(counts_N1[1:].sum() + len(counts_N1) - 1) - np.log2(counts_N1[1:] + 1.0)
+    return bits_N1
+
+
+def novelty(items_UK: Array, counts_N1: Array) -> float:
+    """Mean self-information of listed items in bits (Zhou et al. 2010): high where lists hold what few have seen. NaN without any."""
+    listed = items_UK[items_UK > 0]
+    return float(self_information(counts_N1)[listed].mean()) if len(listed) else float("nan")
+
+
+def _times_listed(items_UK: Array, num_items: int) -> NDArray[np.int64]:
+    items = np.asarray(items_UK).ravel()
+    if items.size and not (items.min() >= 0 and items.max() <= num_items):
+        raise ValueError(
+            f"lists hold items from {items.min()} to {items.max()}; the catalogue has 1..{num_items}, 0 is none"
+        )
+    return np.bincount(items, minlength=num_items + 1)[1:]
