@@ -17,6 +17,7 @@ from tenrec_jax.data.quarantine import FILE as QUARANTINE_FILE
 from tenrec_jax.data.schema import TWIN_KINDS
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
+from tenrec_jax.evaluation import compare
 from tenrec_jax.evaluation.report import write_report
 from tenrec_jax.evaluation.stats_report import JSON_FILE, PAGE_FILE, summary, write_stats
 from tenrec_jax.files import json_text
@@ -30,6 +31,7 @@ EXAMPLES = """examples:
   tenrec-jax recommend --recommender runs/quickstart/recommender --user 1 --k 10
   tenrec-jax recommend --recommender runs/quickstart/recommender --history 12,7,99 --json
   tenrec-jax report runs/quickstart
+  tenrec-jax compare runs/before runs/after
 
 Training and evaluation are run from a config: python experiments/launch.py --help
 """
@@ -131,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     recommend.add_argument("--json", action="store_true", help="machine-readable output")
     recommend.set_defaults(run=_recommend)
 
+    compare.add_command(commands)
     report = commands.add_parser("report", help="write report.html again from a run's files")
     report.add_argument("run_folder", type=Path, metavar="RUN", help="workdir of the run")
     report.set_defaults(run=lambda options: print(write_report(options.run_folder)))

@@ -4,7 +4,6 @@ Nothing is measured here: every number is read from the files that the run left.
 """
 
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.figures import Estimate, can_draw, interval_plot, learning_curve, recall_curve
 from tenrec_jax.evaluation.page import bullets, document, facts, folded, heading, paragraph, table
+from tenrec_jax.evaluation.tables import aligned, number
 from tenrec_jax.files import read_json, write_text
 from tenrec_jax.training.metrics_writer import METRICS, TIMINGS, read_lines
 
@@ -80,12 +80,12 @@ def results_table(test: Mapping[str, Any]) -> str:
     synthetic = ", synthetic twin" if test["is_synthetic"] else ""
     lines = [f"test: {test['protocol']}, seed {test['seed']}, data {test['data_sha256'][:12]}{synthetic}", ""]
     scorers = _scorers(test, "retrieval")
-    lines += _aligned([["retrieval", *scorers], *([metric, *_cells(scorers, metric)] for metric in HEADLINE)])
+    lines += aligned([["retrieval", *scorers], *([metric, *_cells(scorers, metric)] for metric in HEADLINE)])
     rows = [["ranking", "", "auc", "gauc"]]
     for action in test.get("ranking", {}):
         for place, (name, metrics) in enumerate(_scorers(test, "ranking", action).items()):
             rows.append(["" if place else action, name, _interval(metrics["auc"]), _interval(metrics["gauc"])])
-    lines += ["", *(_aligned(rows) if "ranking" in test else ["ranking: this run has no ranker"])]
+    lines += ["", *(aligned(rows) if "ranking" in test else ["ranking: this run has no ranker"])]
     return "\n".join([*lines, "", f"index: {_index(test)}"])
 
 
@@ -207,9 +207,7 @@ def _ranking(run: Run) -> str:
 def _learning(run: Run) -> str:
     rows, plots = [], []
     for place, (stage, metrics) in enumerate(_by_stage(run.metrics).items()):
-        rows += [
-            [f"{stage} {key}", f"{(last := max(curve)):,}", _number(curve[last])] for key, curve in metrics.items()
-        ]
+        rows += [[f"{stage} {key}", f"{(last := max(curve)):,}", number(curve[last])] for key, curve in metrics.items()]
         groups: dict[str, dict[str, dict[int, float]]] = {"loss": {}, "norms": {}, "validation metrics": {}}
         for key, curve in metrics.items():
             if not key.endswith("learning_rate"):
@@ -271,17 +269,13 @@ def _limits(run: Run) -> list[str]:
 
 def _index(test: Mapping[str, Any]) -> str:
     index = test["index"]
-    recalls = [f"{key.removesuffix('_vs_exact')} {_number(index[key])}" for key in index if key.endswith("_vs_exact")]
+    recalls = [f"{key.removesuffix('_vs_exact')} {number(index[key])}" for key in index if key.endswith("_vs_exact")]
     size = f"{index['items']:,} items, {index['queries']:,} queries"
     return f"{index['kind']}, {', '.join(recalls)} against exact search ({size})"
 
 
 def _side_by_side(*plots: str) -> str:
     return f'<div class="figures">\n{"".join(plots)}</div>\n' if any(plots) else ""
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def _figure(value: float) -> str:
@@ -295,13 +289,8 @@ def _percent(share: float | None) -> str:
 def _interval(estimate: Estimate) -> str:
     if estimate["value"] is None:
         return "n/a"
-    return f"{_number(estimate['value'])} [{_number(estimate['low'])}, {_number(estimate['high'])}]"
+    return f"{number(estimate['value'])} [{number(estimate['low'])}, {number(estimate['high'])}]"
 
 
 def _cells(scorers: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
     return [_interval(metrics[metric]) if metric in metrics else "–" for metrics in scorers.values()]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
