@@ -7,29 +7,35 @@ test_opened.json                                     when the test part was read
 """
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from tenrec_jax.artifact import Model
 from tenrec_jax.config import RunConfig
 from tenrec_jax.data.protocols import Part
+from tenrec_jax.evaluation.details import curves, slices
 from tenrec_jax.evaluation.evaluator import RetrievalEvaluator
 from tenrec_jax.evaluation.opening import record_opening
 from tenrec_jax.evaluation.oracle import oracle_scorer
 from tenrec_jax.evaluation.predictions import Origin, write_predictions, write_recommendations
 from tenrec_jax.evaluation.results import reachable_gain, scorer_results
 from tenrec_jax.evaluation.scorers import LIST_LENGTH, MODEL, POPULARITY, Scorer, baseline_scorers
+from tenrec_jax.evaluation.two_stage import RANK_ALL_ITEMS, CandidateRanker, two_stage_results
 from tenrec_jax.files import write_json
 from tenrec_jax.retrieval.index import IndexConfig, ItemIndex, build_index, recall_against_exact
 from tenrec_jax.run_data import RunData
+from tenrec_jax.training.loop_clock import peak_memory
 
 logger = logging.getLogger(__name__)
 
 INDEX_DEPTH, INDEX_QUERIES = 100, 1000
+DETAILS = "test_details.json"
 PREFIXES = {Part.VALIDATION: "val_", Part.TEST: ""}
 # How the run chose: no choice looks at a test row.
 SELECTION = {
@@ -76,6 +82,7 @@ class _Evaluation:
         self._config, self._workdir, self._data, self._models, self._part = config, workdir, data, models, part
         self._bootstrap = {"seed": config.seed, "resamples": config.evaluation.resamples}
         self._rows = data.split.rows(part)
+        self._speed: dict[str, float] = {}
 
     def results(self, truth: Path | None) -> dict[str, Any]:
         """The results as they are written to JSON; the predictions are written on the way."""
@@ -107,15 +114,53 @@ class _Evaluation:
             results["reachable_gain"] = reachable_gain(results["ranking"], popularity, results["oracle"]["ranking"])
             scorers.append(oracle)
         results["index"] = self._index_results(query_UD)
+        if self._part == Part.TEST:
+            results |= self._of_test_alone(model, evaluator, query_UD, results["skipped"])
+        results["speed"] = {**self._speed, **peak_memory(jax.local_devices())}
         self._write_predictions(scorers, evaluator.users)
         return results
 
     def _model_scorer(self, evaluator: RetrievalEvaluator, query_UD: np.ndarray) -> Scorer:
+        began = time.perf_counter()
         ranks = evaluator.rank_by(query_UD, self._models.vectors_ND, list_length=LIST_LENGTH)
+        self._speed["retrieval_users_per_second"] = len(evaluator.users) / (time.perf_counter() - began)
         if self._models.ranker is None:
             return Scorer(MODEL, ranks, None)
+        began = time.perf_counter()
         probability_RA = self._data.ranking_evaluator(self._part).run(*self._models.ranker)
+        self._speed["ranking_rows_per_second"] = len(self._rows) / (time.perf_counter() - began)
         return Scorer(MODEL, ranks, lambda rows: probability_RA[rows])
+
+    def _of_test_alone(
+        self, model: Scorer, evaluator: RetrievalEvaluator, query_UD: np.ndarray, skipped: list[str]
+    ) -> dict[str, Any]:
+        """The funnel of both stages; details are written to a file of their own."""
+        table, counts, ranks = self._data.table, self._data.counts, model.ranks
+        score_RA = None if model.score is None else model.score(self._rows)
+        click_R = None if score_RA is None else score_RA[:, 0]
+        details: dict[str, Any] = {"curves": {} if score_RA is None else curves(table, self._rows, score_RA)}
+        if ranks is not None:
+            details["slices"] = slices(table, counts, self._rows, click_R, ranks, **self._bootstrap)
+        write_json(self._workdir / "eval" / DETAILS, details)
+        if self._models.ranker is None:
+            skipped.append("both stages together: this run has no ranker")
+            return {}
+        serving, features = self._config.serving, self._config.ranking.model.features
+        if self._models.index.size > RANK_ALL_ITEMS:
+            skipped.append(f"the ranker over the whole catalogue: more than {RANK_ALL_ITEMS:,} items")
+        ranker = CandidateRanker(
+            *self._models.ranker,
+            table,
+            self._data.model_ids(features),
+            np.flatnonzero(self._data.split.context_of(Part.VALIDATION)),
+            max_length=features.max_length,
+            action_values=serving.action_values,
+            block=serving.candidates,
+        )
+        found = two_stage_results(
+            evaluator, query_UD, self._models.index, ranker, candidates=serving.candidates, **self._bootstrap
+        )
+        return {"two_stage": found}
 
     def _of(self, scorer: Scorer) -> dict[str, Any]:
         return scorer_results(

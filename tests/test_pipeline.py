@@ -16,12 +16,16 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tenrec_jax import __main__ as command_line
+from tenrec_jax import artifact
 from tenrec_jax.config import STAGES, RunConfig, default_config
+from tenrec_jax.data.interactions import open_table
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.opening import record_opening
+from tenrec_jax.evaluation.two_stage import CandidateRanker
 from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.recommender import Recommender
+from tenrec_jax.run_data import RunData
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "experiments" / "configs"
@@ -79,6 +83,7 @@ def test_a_run_leaves_the_promised_files(workdir: Path) -> None:
         "eval/predictions.parquet",
         "eval/recommendations.parquet",
         "eval/test_opened.json",
+        "eval/test_details.json",
     )
     for name in (*files, "report.html", "recommender/manifest.json", "DONE"):
         assert (workdir / name).is_file(), name
@@ -156,6 +161,27 @@ def test_the_oracle_has_the_probabilities_of_the_twins_own_rows(workdir: Path) -
         assert source[row].split(",")[:3] == [str(rows[name][place]) for name in ("user", "item", "click")]
         assert rows["oracle_score_click"][place] == truth["click"][row].as_py()
     assert json.loads((workdir / "eval" / "test.json").read_text())["reachable_gain"]["click"]["auc"] is not None
+
+
+def test_candidates_are_worth_in_the_evaluation_what_they_are_to_the_recommender(
+    workdir: Path, recommender: Recommender
+) -> None:
+    config, table = tiny_config(), open_table(workdir / "table")
+    data = RunData(config, workdir / "table", 1)
+    model = artifact.ranker(config.ranking.model, data.vocabulary)
+    ranker = CandidateRanker(
+        *artifact.with_weights(model, workdir / "recommender" / artifact.RANKING_WEIGHTS),
+        table,
+        data.model_ids(config.ranking.model.features),
+        np.arange(table.num_rows),
+        max_length=config.ranking.model.features.max_length,
+        action_values=config.serving.action_values,
+        block=8,
+    )
+    raw = recommender.user_ids[2]
+    answer = recommender.recommend(user_id=int(raw), k=12)
+    worth = ranker.worth(table.dense_user(raw), table.dense_item([item.item_id for item in answer.items]))
+    np.testing.assert_allclose(worth, [item.score for item in answer.items], rtol=1e-5)
 
 
 def test_a_second_reading_of_the_test_part_is_recorded(workdir: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class RetrievalEvaluator:
         max_users: int = 0,
     ) -> None:
         self._table, self._vocabulary, self._visible = table, vocabulary, visible
-        self._exclude_seen, self._block = exclude_seen, block
+        self.exclude_seen, self._block = exclude_seen, block
         clicked = targets[table.labels_RA[targets, 0] > 0]
         users = np.unique(table.user_R[clicked])
         if max_users and len(users) > max_users:
@@ -109,7 +109,7 @@ class RetrievalEvaluator:
         lists = [np.zeros((0, list_length), np.int32)]
         for users in self._blocks():
             block_BN = np.array(scores(users), np.float32)
-            if self._exclude_seen:
+            if self.exclude_seen:
                 row, item = self._seen(users)
                 block_BN[row, item - 1] = -np.inf
             lists.append(_best_items(block_BN, list_length))
@@ -124,6 +124,14 @@ class RetrievalEvaluator:
             has_place = block_BN[row, item_P[pair] - 1] > -np.inf
             first_P[pair], last_P[pair] = (np.where(has_place, place, np.inf) for place in places)
         return TargetRanks(self._clicked, user_P, item_P, Places(first_P, last_P), np.concatenate(lists))
+
+    def seen_items(self, user: int) -> np.ndarray:
+        """Items in the visible rows of a dense user."""
+        return np.unique(self._seen(np.array([user]))[1])
+
+    def target_items(self, user: int) -> np.ndarray:
+        """Items that one of `users` clicked in the target rows."""
+        return self._table.item_R[self._clicked[self._table.user_R[self._clicked] == user]]
 
     def _blocks(self) -> Iterator[np.ndarray]:
         for start in range(0, len(self.users), self._block):
