@@ -16,7 +16,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -37,7 +37,7 @@ from tenrec_jax.evaluate_stage import INDEX_QUERIES, Models, evaluate
 from tenrec_jax.evaluation.evaluator import item_vectors
 from tenrec_jax.evaluation.metrics import auc, grouped_auc, ndcg_at_k, recall_at_k
 from tenrec_jax.evaluation.report import write_report
-from tenrec_jax.files import read_json, write_json, write_text
+from tenrec_jax.files import flat, read_json, write_json, write_text
 from tenrec_jax.retrieval.index import build_index, load_index
 from tenrec_jax.run_data import RunData
 from tenrec_jax.training.parallel import DataParallel
@@ -238,7 +238,7 @@ def _refuse_other_config(config: RunConfig, workdir: Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    before, now = _flat(read_json(path)), _flat(dataclasses.asdict(config))
+    before, now = flat(read_json(path)), flat(dataclasses.asdict(config))
     changed = [
         f"  {key}: {before.get(key, '(absent)')!r} in the workdir, {now.get(key, '(absent)')!r} now"
         for key in sorted(before.keys() | now.keys())
@@ -247,16 +247,6 @@ def _refuse_other_config(config: RunConfig, workdir: Path) -> None:
     if changed:
         remedy = "Name another --workdir, or remove this one."
         raise UserError("\n".join([f"{workdir} holds a run of another configuration:", *changed, remedy]))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def _environment(parallel: DataParallel) -> dict[str, Any]:
