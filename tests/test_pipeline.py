@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import log_loss, roc_auc_score
+from scipy.special import xlog1py, xlogy
+from sklearn.metrics import roc_auc_score
 
 from tenrec_jax import __main__ as command_line
 from tenrec_jax import artifact
@@ -125,11 +127,13 @@ def test_results_can_be_computed_again_from_the_predictions(workdir: Path, part:
             for metric, value in recomputed.items():
                 assert scorer["retrieval"][metric]["value"] == pytest.approx(value, abs=1e-9), (prefix, metric)
         for action, entry in scorer.get("ranking", {}).items():
-            label, score = columns[action], columns[f"{prefix}score_{action}"].astype(float)
-            if 0 < label.sum() < len(label):
-                assert entry["auc"]["value"] == pytest.approx(roc_auc_score(label, score), abs=1e-9)
-            if "log_loss" in entry:
-                assert entry["log_loss"]["value"] == pytest.approx(log_loss(label, score, labels=[0, 1]), abs=1e-6)
+            recomputed = ranking_by_hand(
+                columns["user"], columns[action], columns[f"{prefix}score_{action}"].astype(float)
+            )
+            for metric in {"auc", "gauc", "log_loss", "ece", "pcoc"} & set(entry):
+                value, expected = entry[metric]["value"], recomputed[metric]
+                assert (value is None) == (not math.isfinite(expected)), (prefix, action, metric)
+                assert value is None or value == pytest.approx(expected, rel=1e-9), (prefix, action, metric)
     lists = pq.read_table(folder / f"{'' if part == 'test' else 'val_'}recommendations.parquet").to_pydict()
     assert (
         len(lists["user"]) == results["lists"]["users"] == len({*columns["user"][~np.isnan(columns["rank"])].tolist()})
@@ -138,18 +142,43 @@ def test_results_can_be_computed_again_from_the_predictions(workdir: Path, part:
     assert results["lists"]["coverage"] == pytest.approx(len(listed) / results["counts"]["catalogue"])
 
 
+def ranking_by_hand(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> dict[str, float]:
+    """Metrics of one action; the ECE is over 15 bins of equal numbers of rows, equal scores in one bin."""
+    weighed = [
+        (int((user == each).sum()), roc_auc_score(label[user == each], score[user == each]))
+        for each in np.unique(user)
+        if 0 < label[user == each].sum() < (user == each).sum()
+    ]
+    rows, positives = len(label), label.sum()
+    edges = np.sort(score)[np.arange(1, 15) * rows // 15]
+    number = np.array([sum(edge <= value for edge in edges) for value in score])
+    gaps = [abs((score - label)[number == index].sum()) for index in range(15)]
+    return {
+        "auc": roc_auc_score(label, score) if 0 < positives < rows else math.nan,
+        "gauc": sum(n * area for n, area in weighed) / sum(n for n, _ in weighed) if weighed else math.nan,
+        "log_loss": -np.mean(xlogy(label, score) + xlog1py(1 - label, -score)),
+        "ece": sum(gaps) / rows,
+        "pcoc": score.sum() / positives if positives else math.nan,
+    }
+
+
 def retrieval_by_hand(user: np.ndarray, item: np.ndarray, rank: np.ndarray, tied: np.ndarray) -> dict[str, float]:
     """Means over users, target by target; ties are broken in every way, each as probable as any other."""
-    values: dict[str, list[float]] = {"recall@10": [], "recall@50": [], "ndcg@10": []}
+    values: dict[str, list[float]] = {name: [] for name in ("recall@10", "recall@50", "ndcg@10", "hit@10", "mrr")}
     for each in np.unique(user[~np.isnan(rank)]):
-        targets = [
-            range(int(r), int(r + t) + 1) for u, r, t in zip(user, rank, tied, strict=True) if u == each and r < np.inf
-        ]
-        count = int((~np.isnan(rank) & (user == each)).sum())
+        mine = np.flatnonzero((user == each) & ~np.isnan(rank))
+        targets = [range(int(rank[t]), int(rank[t] + tied[t]) + 1) for t in mine if rank[t] < np.inf]
         for k in (10, 50):
-            values[f"recall@{k}"].append(sum(sum(p <= k for p in places) / len(places) for places in targets) / count)
+            shares = [sum(place <= k for place in places) / len(places) for places in targets]
+            values[f"recall@{k}"].append(sum(shares) / len(mine))
         gain = sum(sum(1 / np.log2(p + 1) for p in places if p <= 10) / len(places) for places in targets)
-        values["ndcg@10"].append(gain / sum(1 / np.log2(p + 1) for p in range(1, min(count, 10) + 1)))
+        values["ndcg@10"].append(gain / sum(1 / np.log2(p + 1) for p in range(1, min(len(mine), 10) + 1)))
+        best = min(targets, key=lambda places: places[0], default=range(0))
+        # Of the n places that tie, m are targets: the ways in which the first of them stands t places behind the first place.
+        n, m = len(best), len({item[t] for t in mine if best and rank[t] == best[0]})
+        first = {best[0] + t: math.comb(n - 1 - t, m - 1) / math.comb(n, m) for t in range(n - m + 1)} if best else {}
+        values["hit@10"].append(sum(chance for place, chance in first.items() if place <= 10))
+        values["mrr"].append(sum(chance / place for place, chance in first.items()))
     return {name: float(np.mean(entries)) for name, entries in values.items()}
 
 
