@@ -155,7 +155,6 @@ class _Evaluation:
             np.flatnonzero(self._data.split.context_of(Part.VALIDATION)),
             max_length=features.max_length,
             action_values=serving.action_values,
-            block=serving.candidates,
         )
         found = two_stage_results(
             evaluator, query_UD, self._models.index, ranker, candidates=serving.candidates, **self._bootstrap

@@ -95,7 +95,7 @@ class ByNumber:
     def __init__(self, worth_N1):
         self.worth_N1 = worth_N1
 
-    def worth(self, user, item_C):
+    def worth(self, user, item_C, block):
         return self.worth_N1[item_C]
 
 

@@ -205,11 +205,10 @@ def test_candidates_are_worth_in_the_evaluation_what_they_are_to_the_recommender
         np.arange(table.num_rows),
         max_length=config.ranking.model.features.max_length,
         action_values=config.serving.action_values,
-        block=8,
     )
     raw = recommender.user_ids[2]
     answer = recommender.recommend(user_id=int(raw), k=12)
-    worth = ranker.worth(table.dense_user(raw), table.dense_item([item.item_id for item in answer.items]))
+    worth = ranker.worth(table.dense_user(raw), table.dense_item([item.item_id for item in answer.items]), 8)
     np.testing.assert_allclose(worth, [item.score for item in answer.items], rtol=1e-5)
 
 

@@ -33,6 +33,7 @@ def files():
     test["two_stage"] = {
         "k": 20,
         "users": 99,
+        "ranker_users": 0,
         "items": 3700,
         "candidates": 200,
         "recall": recall,

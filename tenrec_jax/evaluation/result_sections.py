@@ -22,7 +22,7 @@ WAYS = {
     "candidates": "among the {candidates:,} candidates",
     "pair": "first {k} of the pair",
     "retrieval": "first {k} of retrieval alone",
-    "ranker": "first {k} of the ranker alone, over all items",
+    "ranker": "first {k} of the ranker alone, over all items ({ranker_users:,} users)",
 }
 
 

@@ -16,7 +16,9 @@ from tenrec_jax.evaluation.statistics import bootstrap_mean
 from tenrec_jax.retrieval.index import ItemIndex
 from tenrec_jax.timeline import Events, Profile
 
-LENGTH, USERS, RANK_ALL_ITEMS = 20, 100, 20_000
+LENGTH, USERS = 20, 500
+# The ranker alone over the whole catalogue takes seconds a user: fewer users, and no large catalogue.
+RANK_ALL_USERS, RANK_ALL_ITEMS, _BLOCK = 50, 20_000, 4096
 
 
 class CandidateRanker:
@@ -27,7 +29,6 @@ class CandidateRanker:
         table: the log. vocabulary: ids that the ranker knows. visible: rows that it may read of a user, ascending.
         max_length: events that it reads.
         action_values: worth of each action.
-        block: candidates in a call; more are ranked in several.
     """
 
     def __init__(
@@ -40,19 +41,18 @@ class CandidateRanker:
         *,
         max_length: int,
         action_values: Sequence[float],
-        block: int,
     ) -> None:
         self._model, self._parameters, self._table, self._vocabulary = model, parameters, table, vocabulary
-        self._reader, self._max_length, self._block = TimelineReader(table, vocabulary, visible), max_length, block
+        self._reader, self._max_length = TimelineReader(table, vocabulary, visible), max_length
         self._values_A = np.asarray(action_values[: len(table.actions)])
 
-    def worth(self, user: int, item_C: np.ndarray) -> np.ndarray:
-        """Expected worth [C] of these dense items to a dense user."""
+    def worth(self, user: int, item_C: np.ndarray, block: int) -> np.ndarray:
+        """Expected worth [C] of these dense items to a dense user, so many in a call; each block size is compiled once."""
         windows = self._reader.histories(np.array([user]), self._max_length)
         profile, events = self._read(windows)
         worth = [np.zeros(0)]
-        for start in range(0, len(item_C), self._block):
-            item_1C = np.pad(item_C[start : start + self._block], (0, max(0, start + self._block - len(item_C))))[None]
+        for start in range(0, len(item_C), block):
+            item_1C = np.pad(item_C[start : start + block], (0, max(0, start + block - len(item_C))))[None]
             known_1C, category_1C = self._vocabulary.item[item_1C], self._table.items.category[item_1C]
             found = _probabilities(self._model, self._parameters, profile, events, known_1C, category_1C)
             worth.append(np.asarray(found)[0] @ self._values_A)
@@ -84,8 +84,9 @@ def two_stage_results(
 ) -> dict[str, Any]:
     """Recall of the users' next clicks: among the candidates, and in the first `LENGTH` of the pair and of each stage alone.
 
-    The ranker alone orders the whole index; that is left out (None) above `RANK_ALL_ITEMS` items. The pair cannot find what is not among
-    the candidates. At most `USERS` users, evenly spaced; milliseconds are medians over them, of one user at a time.
+    The pair cannot find what is not among the candidates. At most `USERS` users, evenly spaced; milliseconds are medians over them, of one
+    user at a time. The ranker alone orders the whole index, for `RANK_ALL_USERS` of them; it is left out (None) above `RANK_ALL_ITEMS`
+    items.
 
     Args:
         evaluator: whose users and targets these are.
@@ -95,58 +96,69 @@ def two_stage_results(
         candidates: K, handed from one to the other.
         seed, resamples: of the bootstrap.
     """
-    chosen = np.unique(np.linspace(0, len(evaluator.users) - 1, min(USERS, len(evaluator.users))).astype(int))
-    ranks_all = index.size <= RANK_ALL_ITEMS
-    outcomes = []
-    for number in chosen:
-        user = int(evaluator.users[number])
+    pair = _Pair(index, ranker, candidates)
+    outcomes, alone = [], []
+    for number in _spaced(len(evaluator.users), USERS):
+        user, query_1D = int(evaluator.users[number]), query_UD[number : number + 1]
         seen = evaluator.seen_items(user) if evaluator.exclude_seen else np.zeros(0, np.int32)
-        targets = evaluator.target_items(user)
-        outcomes.append(
-            _outcome(user, targets, seen, query_UD[number : number + 1], index, ranker, candidates, ranks_all)
-        )
-    one_U = np.ones(len(outcomes))
-    recalls = {
-        name: bootstrap_mean(np.array([o.shares[name] for o in outcomes]), one_U, seed=seed, resamples=resamples)
-        for name in outcomes[0].shares
-    }
-    times = outcomes[0].milliseconds
+        outcomes.append(pair.outcome(user, evaluator.target_items(user), seen, query_1D))
+    if index.size <= RANK_ALL_ITEMS:
+        for number in _spaced(len(evaluator.users), RANK_ALL_USERS):
+            user = int(evaluator.users[number])
+            seen = evaluator.seen_items(user) if evaluator.exclude_seen else np.zeros(0, np.int32)
+            alone.append(pair.share_of_ranker(user, evaluator.target_items(user), seen))
+
+    def recall(shares: list[float]) -> dict[str, float | None] | None:
+        estimate = bootstrap_mean(np.array(shares), np.ones(len(shares)), seed=seed, resamples=resamples)
+        return estimate.to_json() if shares else None
+
     return {
         "k": LENGTH,
         "users": len(outcomes),
+        "ranker_users": len(alone),
         "items": index.size,
         "candidates": candidates,
-        "recall": {"ranker": None} | {name: estimate.to_json() for name, estimate in recalls.items()},
-        "milliseconds": {name: float(np.median([o.milliseconds[name] for o in outcomes])) for name in times},
+        "recall": {name: recall([o.shares[name] for o in outcomes]) for name in outcomes[0].shares}
+        | {"ranker": recall(alone)},
+        "milliseconds": {
+            name: float(np.median([o.milliseconds[name] for o in outcomes])) for name in outcomes[0].milliseconds
+        },
     }
 
 
-def _outcome(
-    user: int,
-    targets: np.ndarray,
-    seen: np.ndarray,
-    query_1D: np.ndarray,
-    index: ItemIndex,
-    ranker: CandidateRanker,
-    candidates: int,
-    ranks_all: bool,
-) -> _Outcome:
-    def search() -> np.ndarray:
-        found = index.search(query_1D, min(candidates + len(seen), index.size)).items_BK[0]
-        return found[(found > 0) & ~np.isin(found, seen)][:candidates]
+class _Pair:
+    """Index and ranker, asked for one user at a time."""
 
-    item_C, retrieval_ms = _timed(search)
-    worth_C, ranking_ms = _timed(lambda: ranker.worth(user, item_C))
-    shares = {
-        "candidates": np.isin(targets, item_C).mean(),
-        "pair": np.isin(targets, item_C[np.argsort(-worth_C, kind="stable")][:LENGTH]).mean(),
-        "retrieval": np.isin(targets, item_C[:LENGTH]).mean(),
-    }
-    if ranks_all:
-        everything = np.setdiff1d(index.item_ids_N, seen)
-        order = np.argsort(-ranker.worth(user, everything), kind="stable")
-        shares["ranker"] = np.isin(targets, everything[order][:LENGTH]).mean()
-    return _Outcome(shares, {"retrieval": retrieval_ms, "ranking": ranking_ms})
+    def __init__(self, index: ItemIndex, ranker: CandidateRanker, candidates: int) -> None:
+        self._index, self._ranker, self._candidates = index, ranker, candidates
+
+    def outcome(self, user: int, targets: np.ndarray, seen: np.ndarray, query_1D: np.ndarray) -> _Outcome:
+        """What becomes of a user's targets from the index to the list."""
+
+        def search() -> np.ndarray:
+            wanted = min(self._candidates + len(seen), self._index.size)
+            found = self._index.search(query_1D, wanted).items_BK[0]
+            return found[(found > 0) & ~np.isin(found, seen)][: self._candidates]
+
+        item_C, retrieval_ms = _timed(search)
+        worth_C, ranking_ms = _timed(lambda: self._ranker.worth(user, item_C, self._candidates))
+        lists = {"candidates": item_C, "pair": _best(item_C, worth_C), "retrieval": item_C[:LENGTH]}
+        shares = {name: float(np.isin(targets, listed).mean()) for name, listed in lists.items()}
+        return _Outcome(shares, {"retrieval": retrieval_ms, "ranking": ranking_ms})
+
+    def share_of_ranker(self, user: int, targets: np.ndarray, seen: np.ndarray) -> float:
+        """The share of the targets in the list of the ranker alone."""
+        item_N = np.setdiff1d(self._index.item_ids_N, seen)
+        worth_N = self._ranker.worth(user, item_N, min(_BLOCK, self._index.size))
+        return float(np.isin(targets, _best(item_N, worth_N)).mean())
+
+
+def _spaced(size: int, most: int) -> np.ndarray:
+    return np.unique(np.linspace(0, size - 1, min(most, size)).astype(int))
+
+
+def _best(item_C: np.ndarray, worth_C: np.ndarray) -> np.ndarray:
+    return item_C[np.argsort(-worth_C, kind="stable")][:LENGTH]
 
 
 def _timed(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
