@@ -11,7 +11,7 @@ from tenrec_jax.evaluation.baselines import TrainCounts, popularity_scores
 from tenrec_jax.evaluation.evaluator import TargetRanks
 from tenrec_jax.evaluation.metrics import calibration, equal_mass_bins, select_rows
 from tenrec_jax.evaluation.places import Places
-from tenrec_jax.evaluation.statistics import bootstrap_binary, bootstrap_mean
+from tenrec_jax.evaluation.statistics import bootstrap_binary, bootstrap_means
 from tenrec_jax.evaluation.user_metrics import retrieval_metrics
 
 HISTORY_EDGES = (0, 1, 10, 30, 100, 300)  # rows of the user in training, from which each group begins
@@ -88,10 +88,9 @@ def slices(
             entry |= {metric: getattr(found, metric).to_json() for metric in ("auc", "gauc", "log_loss")}
         if of_targets.any():
             places = Places(*(side[of_targets] for side in ranks.places))
-            users, values = retrieval_metrics(ranks.user[of_targets], ranks.item[of_targets], places)
-            entry |= {
-                metric: bootstrap_mean(values[metric], np.ones(len(users)), **bootstrap).to_json() for metric in SHOWN
-            }
+            _, values = retrieval_metrics(ranks.user[of_targets], ranks.item[of_targets], places)
+            estimates = bootstrap_means({metric: values[metric] for metric in SHOWN}, **bootstrap)
+            entry |= {metric: estimate.to_json() for metric, estimate in estimates.items()}
         groups.setdefault(kind, {})[name] = entry
     return groups
 

@@ -143,6 +143,11 @@ def two_stage(test: Mapping[str, Any]) -> str:
             f"What {found['users']:,} users clicked next: found among {found['items']:,} items by the index, then by the ranker among its "
             f"candidates. The pair cannot find what is not among the candidates. For one user, median: {times}."
         )
+        + paragraph(
+            "What is clicked next hangs on what the logging system showed. The ranker knows how probable a click is on what is shown, and "
+            "nothing of what would be shown, which retrieval learns too; so its order may find fewer of these clicks than retrieval's. "
+            "Which order people would like better, a log cannot say."
+        )
         + table("From all items to the list", ["", "share of the clicked items"], rows)
         + figures(bar_chart("funnel", "Share of the clicked items that is still there", shares))
     )

@@ -9,7 +9,7 @@ from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.evaluation.evaluator import TargetRanks
 from tenrec_jax.evaluation.metrics import coverage, gini, novelty
 from tenrec_jax.evaluation.scorers import Scorer
-from tenrec_jax.evaluation.statistics import bootstrap_binary, bootstrap_mean
+from tenrec_jax.evaluation.statistics import bootstrap_binary, bootstrap_means
 from tenrec_jax.evaluation.user_metrics import retrieval_metrics
 
 BINARY_METRICS = ("auc", "gauc", "log_loss", "ece", "pcoc")
@@ -43,11 +43,9 @@ def scorer_results(
 
 def retrieval_results(ranks: TargetRanks, *, seed: int, resamples: int) -> dict[str, Any]:
     """Retrieval metrics with 95 % intervals."""
-    users, values = retrieval_metrics(ranks.user, ranks.item, ranks.places)
-    return {
-        name: bootstrap_mean(value_U, np.ones(len(users)), seed=seed, resamples=resamples).to_json()
-        for name, value_U in values.items()
-    }
+    _, values = retrieval_metrics(ranks.user, ranks.item, ranks.places)
+    estimates = bootstrap_means(values, seed=seed, resamples=resamples)
+    return {name: estimate.to_json() for name, estimate in estimates.items()}
 
 
 def list_results(lists_UK: np.ndarray, exposures_N1: np.ndarray) -> dict[str, Any]:

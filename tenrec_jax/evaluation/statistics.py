@@ -93,6 +93,16 @@ def bootstrap_mean(per_user_sum_U: Floats, per_user_count_U: NDArray, *, seed: i
     return _estimate(value, _ratio(np.concatenate(draws)), len(sums))
 
 
+def bootstrap_means(values: Mapping[str, Floats], *, seed: int, resamples: int = 1000) -> dict[str, Estimate]:
+    """Means over users of several per-user values [U] each, by name: `bootstrap_mean` with counts of 1, on the same draws for all."""
+    sample, num_users = MeanSample(values), len(next(iter(values.values())))
+    blocks = [sample.draw(block) for block in resample_counts(num_users, seed=seed, resamples=resamples)]
+    return {
+        name: _estimate(value, np.concatenate([block[name] for block in blocks]), num_users)
+        for name, value in sample.values.items()
+    }
+
+
 def bootstrap_binary(
     labels_R: NDArray, scores_R: NDArray, user_R: NDArray, *, seed: int, resamples: int = 1000
 ) -> BinaryEstimates:
@@ -139,12 +149,16 @@ class MeanSample:
 
     def __init__(self, values: Mapping[str, Floats]) -> None:
         self._columns = np.stack(list(values.values()), axis=1)
-        self.values = dict(zip(values, self._columns.mean(axis=0).tolist(), strict=True))
+        means = self._means(self._columns.sum(axis=0))
+        self.values: dict[str, float] = dict(zip(values, means.tolist(), strict=True))
 
     def draw(self, counts_BU: Floats) -> dict[str, Floats]:
-        """See `Sample`."""
-        means = counts_BU @ self._columns / counts_BU.sum(axis=1, keepdims=True)
-        return dict(zip(self.values, means.T, strict=True))
+        """See `Sample`; the multiplicities add up to the number of users."""
+        return dict(zip(self.values, self._means(counts_BU @ self._columns).T, strict=True))
+
+    def _means(self, sums: Floats) -> Floats:
+        users = len(self._columns)
+        return sums / users if users else np.full(sums.shape, np.nan)
 
 
 class BinarySample:

@@ -1,4 +1,9 @@
-"""Both stages together, as they serve: candidates from the index, ordered by the ranker, against what the user clicked next."""
+"""Both stages together, as they serve: candidates from the index, ordered by the ranker, against what the user clicked next.
+
+What is clicked next hangs on what the logging system showed. Retrieval learns both; the ranker learns the probability of a click on what
+is shown, and nothing of what would be. Where showing decides more than liking, its order finds fewer of the next clicks than
+retrieval's, and that says little of which order people would like better: only an experiment with people would.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +17,7 @@ from flax import nnx
 from tenrec_jax.data.batches import TimelineReader, TrainVocabulary, Windows
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.evaluation.evaluator import RetrievalEvaluator
-from tenrec_jax.evaluation.statistics import bootstrap_mean
+from tenrec_jax.evaluation.statistics import bootstrap_means
 from tenrec_jax.retrieval.index import ItemIndex
 from tenrec_jax.timeline import Events, Profile
 
@@ -108,18 +113,18 @@ def two_stage_results(
             seen = evaluator.seen_items(user) if evaluator.exclude_seen else np.zeros(0, np.int32)
             alone.append(pair.share_of_ranker(user, evaluator.target_items(user), seen))
 
-    def recall(shares: list[float]) -> dict[str, float | None] | None:
-        estimate = bootstrap_mean(np.array(shares), np.ones(len(shares)), seed=seed, resamples=resamples)
-        return estimate.to_json() if shares else None
-
+    shares = {name: np.array([outcome.shares[name] for outcome in outcomes]) for name in outcomes[0].shares}
+    bootstrap = {"seed": seed, "resamples": resamples}
+    recall = bootstrap_means(shares, **bootstrap) | (
+        bootstrap_means({"ranker": np.array(alone)}, **bootstrap) if alone else {}
+    )
     return {
         "k": LENGTH,
         "users": len(outcomes),
         "ranker_users": len(alone),
         "items": index.size,
         "candidates": candidates,
-        "recall": {name: recall([o.shares[name] for o in outcomes]) for name in outcomes[0].shares}
-        | {"ranker": recall(alone)},
+        "recall": {"ranker": None} | {name: estimate.to_json() for name, estimate in recall.items()},
         "milliseconds": {
             name: float(np.median([o.milliseconds[name] for o in outcomes])) for name in outcomes[0].milliseconds
         },
