@@ -18,7 +18,9 @@ from tenrec_jax.data.quarantine import FILE as QUARANTINE_FILE
 from tenrec_jax.data.schema import TWIN_KINDS
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
+from tenrec_jax.evaluation import compare
 from tenrec_jax.evaluation.report import write_report
+from tenrec_jax.evaluation.side_by_side import write_side_by_side
 from tenrec_jax.evaluation.stats_report import JSON_FILE, PAGE_FILE, summary, write_stats
 from tenrec_jax.files import json_text
 from tenrec_jax.interop.export import bring_back, export
@@ -37,6 +39,8 @@ EXAMPLES = """examples:
   tenrec-jax import --exported exported --out recommender2
   tenrec-jax import-original ranker.pt --out original
   tenrec-jax report runs/quickstart
+  tenrec-jax report runs/before runs/after --out both.html
+  tenrec-jax compare runs/before runs/after
 
 Training and evaluation are run from a config: python experiments/launch.py --help
 """
@@ -139,10 +143,15 @@ def _parser() -> argparse.ArgumentParser:
     recommend.set_defaults(run=_recommend)
 
     _add_interop(commands)
-
-    report = commands.add_parser("report", help="write report.html again from a run's files")
-    report.add_argument("run_folder", type=Path, metavar="RUN", help="workdir of the run")
-    report.set_defaults(run=lambda options: print(write_report(options.run_folder)))
+    compare.add_command(commands)
+    report = commands.add_parser("report", help="write report.html again from a run's files, or a page of several runs")
+    report.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="workdir of a run; several stand side by side"
+    )
+    report.add_argument(
+        "--out", type=Path, default=Path("runs.html"), help="page of several runs (default: %(default)s)"
+    )
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -239,6 +248,11 @@ def _ingest(options: argparse.Namespace) -> None:
         print(f"note: {note}")
     if manifest.counts["bad_rows"]:
         print(f"note: {manifest.counts['bad_rows']:,} bad rows were left out; see {options.out / QUARANTINE_FILE}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    several = len(options.runs) > 1
+    print(write_side_by_side(options.runs, options.out) if several else write_report(options.runs[0]))
 
 
 def _columns(text: str | None) -> dict[str, str] | None:

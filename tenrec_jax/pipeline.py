@@ -4,7 +4,7 @@
     retrieval  train the two-tower                                    checkpoints/retrieval/  recommender/retrieval.safetensors
     index      search structure over the item vectors                 recommender/index/
     ranking    train the Fastformer ranker                            checkpoints/ranking/  recommender/ranking.safetensors
-    evaluate   validation and, once, test                             eval/val.json  eval/test.json
+    evaluate   validation and, once, test                             eval/
     export     id maps, histories, rules, manifest; the report        recommender/  report.html
 
 A finished stage is written down in `stages.json` and not run again; an unfinished one goes on from its checkpoint. Of several processes
@@ -16,7 +16,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -33,12 +33,12 @@ from tenrec_jax.data.protocols import Part
 from tenrec_jax.data.schema import TWIN_KINDS
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
+from tenrec_jax.evaluate_stage import INDEX_QUERIES, Models, evaluate
 from tenrec_jax.evaluation.evaluator import item_vectors
-from tenrec_jax.evaluation.metrics import auc, gains, grouped_auc, hits
+from tenrec_jax.evaluation.metrics import auc, grouped_auc, ndcg_at_k, recall_at_k
 from tenrec_jax.evaluation.report import write_report
-from tenrec_jax.evaluation.results import baseline_results, ranking_results, retrieval_results
-from tenrec_jax.files import read_json, write_json, write_text
-from tenrec_jax.retrieval.index import IndexConfig, build_index, load_index, recall_against_exact
+from tenrec_jax.files import flat, read_json, write_json, write_text
+from tenrec_jax.retrieval.index import build_index, load_index
 from tenrec_jax.run_data import RunData
 from tenrec_jax.training.parallel import DataParallel
 from tenrec_jax.training.tasks import RankingTask, RetrievalTask
@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("tenrec_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pyarrow", "scann")
 TRAINED_STAGES = ("retrieval", "ranking")
-INDEX_DEPTH, INDEX_QUERIES = 100, 1000
 
 
 class Pipeline:
@@ -128,7 +127,7 @@ class Pipeline:
                 raise UserError(
                     f"Name the log: --config.data.path=PATH. A twin is made for {', '.join(TWIN_KINDS)} alone."
                 )
-            source = self.workdir / "source" / f"{config.kind}_twin.csv"
+            source = self._twin
             if not source.exists():
                 write_twin(source, kind=config.kind, rows=config.twin_rows, seed=config.twin_seed)
         ingest([source], config.kind, self.workdir / "table", ingest_options(config))
@@ -150,9 +149,9 @@ class Pipeline:
         evaluator = self._data.retrieval_evaluator(Part.VALIDATION, self.config.retrieval.selection_users)
 
         def evaluate(parameters: Any) -> tuple[float, dict[str, float]]:
-            rank_P = evaluator.run(task.graphdef, task.whole(parameters)).rank
-            ndcg = float(gains(rank_P, 10).mean())
-            return ndcg, {"validation/recall@10": float(hits(rank_P, 10).mean()), "validation/ndcg@10": ndcg}
+            places = evaluator.run(task.graphdef, task.whole(parameters)).places
+            ndcg = ndcg_at_k(places, 10)
+            return ndcg, {"validation/recall@10": recall_at_k(places, 10), "validation/ndcg@10": ndcg}
 
         task = self._data.retrieval_task(evaluate)
         self._fit(task, self.config.retrieval.train, artifact.RETRIEVAL_WEIGHTS)
@@ -180,8 +179,15 @@ class Pipeline:
         self._fit(task, self.config.ranking.train, artifact.RANKING_WEIGHTS)
 
     def _run_evaluate(self) -> None:
-        for part, name in ((Part.VALIDATION, "val"), (Part.TEST, "test")):
-            write_json(self.workdir / "eval" / f"{name}.json", self._results(part))
+        models = Models(
+            self._two_tower,
+            self._ranker if self.config.ranking.enabled else None,
+            self._item_vectors(),
+            load_index(self.recommender / artifact.INDEX),
+        )
+        seconds = {stage: record["seconds"] for stage, record in self._stages().items()}
+        truth = None if self.config.data.path else self._twin.with_suffix(".truth.parquet")
+        evaluate(self.config, self.workdir, self._data, models, seconds, truth)
 
     def _run_export(self) -> None:
         artifact.finish(
@@ -202,42 +208,9 @@ class Pipeline:
         if self._parallel.is_main:
             artifact.save_weights(self.recommender / weights, task.whole(result.parameters))
 
-    def _results(self, part: Part) -> dict[str, Any]:
-        bootstrap = {"seed": self.config.seed, "resamples": self.config.evaluation.resamples}
-        table, split, rows = self._data.table, self._data.split, self._data.split.rows(part)
-        evaluator = self._data.retrieval_evaluator(part, self.config.evaluation.max_users)
-        query_UD, vectors_ND = evaluator.queries(*self._two_tower), self._item_vectors()
-        logger.info("%s: %d users over %d items", part.name.lower(), len(evaluator.users), table.num_items)
-        results = {
-            "protocol": split.protocol,
-            "seed": self.config.seed,
-            "data_sha256": table.sha256,
-            "split_sha256": split.sha256,
-            "split_seed": split.seed,
-            "is_synthetic": not self.config.data.path,
-            "counts": {"users": len(evaluator.users), "rows": len(rows), "catalogue": table.num_items},
-            "retrieval": retrieval_results(evaluator.rank_by(query_UD, vectors_ND), **bootstrap),
-        }
-        ranked = rows if self.config.ranking.enabled else None
-        if ranked is not None:
-            probability_RA = self._data.ranking_evaluator(part).run(*self._ranker)
-            results["ranking"] = ranking_results(table, rows, probability_RA, **bootstrap)
-        results["baselines"] = baseline_results(table, self._data.counts, evaluator, ranked, **bootstrap)
-        results["index"] = self._index_results(query_UD, vectors_ND)
-        results["seconds"] = {stage: record["seconds"] for stage, record in self._stages().items()}
-        return results
-
-    def _index_results(self, query_UD: np.ndarray, vectors_ND: np.ndarray) -> dict[str, Any]:
-        index, known = load_index(self.recommender / artifact.INDEX), self._data.known_items
-        exact = build_index(vectors_ND[known - 1], known, IndexConfig(kind="exact"))
-        sample = np.linspace(0, len(query_UD) - 1, min(INDEX_QUERIES, len(query_UD))).astype(int)
-        recall = recall_against_exact(index, exact, query_UD[sample], INDEX_DEPTH)
-        return {
-            "kind": index.kind,
-            "items": index.size,
-            "queries": len(sample),
-            f"recall@{INDEX_DEPTH}_vs_exact": recall,
-        }
+    @property
+    def _twin(self) -> Path:
+        return self.workdir / "source" / f"{self.config.data.kind}_twin.csv"
 
     def _item_vectors(self) -> np.ndarray:
         model_ids = self._data.model_ids(self.config.retrieval.model.features)
@@ -265,7 +238,7 @@ def _refuse_other_config(config: RunConfig, workdir: Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    before, now = _flat(read_json(path)), _flat(dataclasses.asdict(config))
+    before, now = flat(read_json(path)), flat(dataclasses.asdict(config))
     changed = [
         f"  {key}: {before.get(key, '(absent)')!r} in the workdir, {now.get(key, '(absent)')!r} now"
         for key in sorted(before.keys() | now.keys())
@@ -274,16 +247,6 @@ def _refuse_other_config(config: RunConfig, workdir: Path) -> None:
     if changed:
         remedy = "Name another --workdir, or remove this one."
         raise UserError("\n".join([f"{workdir} holds a run of another configuration:", *changed, remedy]))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def _environment(parallel: DataParallel) -> dict[str, Any]:

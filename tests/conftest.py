@@ -1,6 +1,7 @@
 """Settings of the test session, made before JAX starts."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,3 +33,9 @@ def short_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("log")
     short_training.write_table(folder)
     return folder / "table"
+
+
+@pytest.fixture
+def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without matplotlib."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)

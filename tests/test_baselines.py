@@ -1,7 +1,10 @@
 """Baselines against counting row by row in plain Python."""
 
+import math
+
 import numpy as np
 import pytest
+from scipy.special import logit
 
 from tenrec_jax.data.interactions import Interactions, Items, Users
 from tenrec_jax.errors import UserError
@@ -124,3 +127,47 @@ def test_wrong_use_is_refused(table, rows):
     for bad in (np.ones(400, bool), np.array([-1]), np.array([400])):
         with pytest.raises(ValueError, match="train_rows"):
             baselines.train_counts(table, bad)
+
+
+@pytest.mark.parametrize("strength", [1.0, 20.0])
+def test_item_and_user_rate_together_add_on_the_logit(table, rows, strength):
+    counts = baselines.train_counts(table, rows)
+    items = baselines.item_rate(counts, "click", prior_strength=strength)
+    users = baselines.user_rate(counts, "click", prior_strength=strength)
+    mean = users[0]
+    both = baselines.item_user_rate(items[:, None], users, mean)
+    np.testing.assert_allclose(logit(both), logit(items)[:, None] + logit(users) - logit(mean), atol=1e-12)
+    np.testing.assert_allclose(both[0], users)
+    np.testing.assert_allclose(both[:, 0], items)
+
+
+def test_an_action_of_no_row_or_of_all_has_that_rate_for_every_item_and_user():
+    for rate in (0.0, 1.0):
+        np.testing.assert_array_equal(baselines.item_user_rate(np.full(3, rate), np.full(3, rate), rate), rate)
+
+
+def test_recent_clicks_are_those_in_the_last_quarter_of_each_users_rows(table, rows, monkeypatch):
+    expected = [0.0] * 30
+    for user in range(14):
+        mine = [row for row in rows if table.user_R[row] == user]
+        for row in mine[len(mine) - math.ceil(0.25 * len(mine)) :]:
+            expected[table.item_R[row]] += table.labels_RA[row, 0]
+    np.testing.assert_array_equal(baselines.recent_clicks(table, rows), expected)
+    monkeypatch.setattr(baselines, "_BLOCK", 7)
+    np.testing.assert_array_equal(baselines.recent_clicks(table, rows), expected)
+    with pytest.raises(ValueError, match="ascending"):
+        baselines.recent_clicks(table, rows[::-1])
+
+
+def test_recency_puts_a_users_own_latest_items_first_and_then_those_that_are_clicked_of_late(table, rows):
+    recent = baselines.recent_clicks(table, rows)
+    users = np.array([2, 5, 13])
+    scores = baselines.recency_scorer(table, rows, recent)(users)
+    for user, line in zip(users, scores, strict=True):
+        own = [table.item_R[row] for row in rows[::-1] if table.user_R[row] == user]
+        own = list(dict.fromkeys(own))
+        assert (1 + np.argsort(-line, kind="stable"))[: len(own)].tolist() == own
+        others = np.setdiff1d(np.arange(1, 30), own)
+        np.testing.assert_array_equal(
+            np.argsort(line[others - 1], kind="stable"), np.argsort(recent[others], kind="stable")
+        )

@@ -1,18 +1,17 @@
 """Metrics against scikit-learn, brute force over pairs, and hand-computed values; ties and absent classes included."""
 
 import math
-import warnings
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
+from sklearn.metrics import roc_auc_score
 
 from tenrec_jax.errors import UserError
-from tenrec_jax.evaluation import metrics
+from tenrec_jax.evaluation import group_auc, metrics
 
 few_values = st.sampled_from([-np.inf, -2.0, -0.0, 0.0, 0.1, 0.5, 1.0, np.inf])
 sizes = st.integers(2, 60)
@@ -62,6 +61,15 @@ def test_auc_agrees_with_scikit_learn_on_float32_scores_and_a_rare_class():
     for rate in (0.003, 0.997):
         labels = generator.random(len(scores)) < rate
         assert metrics.auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+def test_auc_does_not_depend_on_the_block_size(monkeypatch):
+    generator = np.random.default_rng(3)
+    labels, scores = generator.integers(0, 2, 300), generator.integers(0, 9, 300).astype(np.float32)
+    for block in (1, 7, 50):
+        monkeypatch.setattr(metrics, "_BLOCK", block)
+        for targets in (labels, 1 - labels):
+            assert metrics.auc(targets, scores) == pytest.approx(roc_auc_score(targets, scores), abs=1e-12)
 
 
 @given(st.floats(allow_nan=False), st.integers(1, 50), st.integers(1, 50))
@@ -138,6 +146,17 @@ def test_group_ids_at_both_ends_of_their_type_stay_what_they_are():
             result = metrics.auc_by_group(np.array([0, 1, 1, 0]), np.arange(4.0), groups)
             np.testing.assert_array_equal(result.groups, np.array(ids, dtype=dtype))
             np.testing.assert_array_equal(result.auc, [1, 0])
+
+
+def test_groups_shared_among_threads_are_counted_as_by_one():
+    generator = np.random.default_rng(6)
+    group = np.where(generator.random(3000) < 0.3, 7, generator.integers(0, 200, 3000))  # one group holds a third
+    keys = (group.astype(np.uint64) << 33) | generator.integers(0, 80, 3000).astype(np.uint64)
+    whole = group_auc._count(keys.copy())
+    for parts in (2, 5, 300):
+        assert 0 < len(group_auc._borders(keys, parts)) < parts
+        for got, expected in zip(group_auc._count_in_parts(keys, parts), whole, strict=True):
+            np.testing.assert_array_equal(got, expected)
 
 
 @given(scored_rows())
@@ -266,90 +285,3 @@ def test_equal_probabilities_share_a_bin_so_the_order_of_rows_is_irrelevant(rows
     order = np.random.default_rng(0).permutation(len(labels))
     shuffled = metrics.calibration(labels[order], probabilities[order], bins=bins)
     assert shuffled.ece == pytest.approx(metrics.calibration(labels, probabilities, bins=bins).ece, abs=1e-12)
-
-
-@st.composite
-def candidates(draw):
-    """Scores [B, C] with many ties, a target per row, and candidates to leave out."""
-    rows, columns = draw(st.integers(1, 8)), draw(st.integers(1, 12))
-    scores = draw(hnp.arrays(np.float32, (rows, columns), elements=st.integers(-3, 3)))
-    target = draw(hnp.arrays(np.int32, rows, elements=st.integers(0, columns - 1)))
-    exclude = draw(hnp.arrays(bool, (rows, columns)))
-    return scores, target, exclude
-
-
-@given(candidates(), st.booleans())
-def test_ranks_equal_the_mean_place_over_all_ways_to_break_ties(drawn, use_exclude):
-    scores, target, exclude = drawn
-    ranks = metrics.ranks_of(scores, target, exclude=exclude if use_exclude else None)
-    for row, column in enumerate(target):
-        others = [c for c in range(scores.shape[1]) if c != column and not (use_exclude and exclude[row, c])]
-        best = 1 + sum(scores[row, c] > scores[row, column] for c in others)
-        worst = best + sum(scores[row, c] == scores[row, column] for c in others)
-        assert ranks[row] == (best + worst) / 2
-
-
-def test_ranks_do_not_depend_on_the_block_size(monkeypatch):
-    generator = np.random.default_rng(3)
-    scores, target = generator.integers(0, 9, (301, 17)).astype(np.float32), generator.integers(0, 17, 301)
-    exclude = generator.random(scores.shape) < 0.3
-    whole = metrics.ranks_of(scores, target, exclude=exclude)
-    monkeypatch.setattr(metrics, "_BLOCK", 50)
-    np.testing.assert_array_equal(metrics.ranks_of(scores, target, exclude=exclude), whole)
-    labels, flat = target[:300] % 2, scores[:300, 0]
-    for block in (1, 7, 50):
-        monkeypatch.setattr(metrics, "_BLOCK", block)
-        for targets in (labels, 1 - labels):
-            assert metrics.auc(targets, flat) == pytest.approx(roc_auc_score(targets, flat), abs=1e-12)
-
-
-def test_ranks_refuse_nan_scores_by_row_and_targets_outside_the_candidates():
-    scores = np.zeros((3, 4), np.float32)
-    for bad in (-1, 4):
-        with pytest.raises(ValueError, match=r"\[0, 4\)"):
-            metrics.ranks_of(scores, np.array([0, bad, 1]))
-    scores[1, 2] = np.nan
-    with pytest.raises(UserError, match="row 1"):
-        metrics.ranks_of(scores, np.array([0, 1, 1]))
-    with pytest.raises(ValueError, match="exclude must be bool"):
-        metrics.ranks_of(np.zeros((3, 4)), np.array([0, 1, 1]), exclude=np.zeros((3, 4)))
-
-
-@settings(max_examples=50)
-@given(st.integers(2, 30), st.integers(2, 15), st.integers(1, 15), st.integers(0, 2**32 - 1))
-def test_ranking_metrics_agree_with_scikit_learn_and_sorting(rows, columns, k, seed):
-    generator = np.random.default_rng(seed)
-    scores = np.stack([generator.permutation(columns) for _ in range(rows)]).astype(np.float64)
-    target = generator.integers(0, columns, rows)
-    ranks = metrics.ranks_of(scores, target)
-    place = 1 + np.argmax(np.argsort(-scores, axis=1) == target[:, None], axis=1)
-    np.testing.assert_array_equal(ranks, place)
-    assert metrics.ndcg_at_k(ranks, k) == pytest.approx(ndcg_score(np.eye(columns)[target], scores, k=k), abs=1e-9)
-    assert metrics.recall_at_k(ranks, k) == metrics.hit_rate_at_k(ranks, k) == pytest.approx(np.mean(place <= k))
-    assert metrics.precision_at_k(ranks, k) == pytest.approx(np.mean(place <= k) / k, abs=1e-12)
-    assert metrics.mrr(ranks) == pytest.approx(np.mean(1 / place), abs=1e-12)
-    whole = label_ranking_average_precision_score(np.eye(columns)[target], scores)
-    assert metrics.map_at_k(ranks, columns) == pytest.approx(whole, abs=1e-9)
-    expected = np.mean(np.where(place <= k, 1 / place, 0))
-    assert metrics.map_at_k(ranks, k) == metrics.mrr(ranks, k) == pytest.approx(expected, abs=1e-9)
-
-
-def test_mid_ranks_and_infinite_ranks_by_hand():
-    ranks = np.array([1.0, 1.5, 3.0, np.inf])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert metrics.recall_at_k(ranks, 1) == 0.25
-        assert metrics.recall_at_k(ranks, 2) == 0.5
-        assert metrics.ndcg_at_k(ranks, 3) == pytest.approx((1 + 1 / math.log2(2.5) + 0.5) / 4)
-        assert metrics.mrr(ranks) == pytest.approx((1 + 1 / 1.5 + 1 / 3) / 4)
-        assert metrics.mrr(ranks, 2) == metrics.map_at_k(ranks, 2) == pytest.approx((1 + 1 / 1.5) / 4)
-        assert metrics.precision_at_k(ranks, 2) == 0.25
-    for metric in (metrics.recall_at_k, metrics.hit_rate_at_k, metrics.precision_at_k, metrics.ndcg_at_k, metrics.mrr):
-        assert math.isnan(metric(np.zeros(0), 3))
-    assert math.isnan(metrics.mrr(np.zeros(0)))
-    assert len(metrics.ranks_of(np.zeros((0, 4)), np.zeros(0, int))) == 0
-    for bad in ([0.5], [np.nan], [[1.0]]):
-        with pytest.raises(ValueError, match="ranks"):
-            metrics.mrr(np.array(bad))
-    with pytest.raises(ValueError, match="k must"):
-        metrics.recall_at_k(ranks, 0)

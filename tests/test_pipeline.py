@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -11,14 +12,22 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from scipy.special import xlog1py, xlogy
+from sklearn.metrics import roc_auc_score
 
 from tenrec_jax import __main__ as command_line
+from tenrec_jax import artifact
 from tenrec_jax.config import STAGES, RunConfig, default_config
+from tenrec_jax.data.interactions import open_table
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
+from tenrec_jax.evaluation.opening import record_opening
+from tenrec_jax.evaluation.two_stage import CandidateRanker
 from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.recommender import Recommender
+from tenrec_jax.run_data import RunData
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "experiments" / "configs"
@@ -72,6 +81,11 @@ def test_a_run_leaves_the_promised_files(workdir: Path) -> None:
         "timings.jsonl",
         "eval/val.json",
         "eval/test.json",
+        "eval/val_predictions.parquet",
+        "eval/predictions.parquet",
+        "eval/recommendations.parquet",
+        "eval/test_opened.json",
+        "eval/test_details.json",
     )
     for name in (*files, "report.html", "recommender/manifest.json", "DONE"):
         assert (workdir / name).is_file(), name
@@ -90,9 +104,121 @@ def test_test_results_have_the_promised_keys(workdir: Path) -> None:
         assert set(results["baselines"]["popularity"]["retrieval"][name]) == {"value", "low", "high"}
     for action in ("click", "like", "share", "follow"):
         assert {"auc", "gauc", "log_loss", "ece"} <= set(results["ranking"][action])
-    assert {"popularity", "item_rate", "user_rate"} <= set(results["baselines"])
+    assert set(results["baselines"]) == {"popularity", "recency", "item_rate", "user_rate", "item_user_rate"}
+    assert results["test_opened"] == json.loads((workdir / "eval" / "test_opened.json").read_text())
+    assert results["test_opened"]["times"] == 1
+    assert "test" not in json.dumps(results["selection"])
     assert 0 <= results["index"]["recall@100_vs_exact"] <= 1
     assert set(results["seconds"]) >= set(STAGES[:4])
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_results_can_be_computed_again_from_the_predictions(workdir: Path, part: str) -> None:
+    folder, prefix = workdir / "eval", "" if part == "test" else f"{part}_"
+    results = json.loads((folder / f"{part}.json").read_text())
+    rows = pq.read_table(folder / f"{prefix}predictions.parquet").to_pydict()
+    columns = {name: np.asarray(values, float if None in values else None) for name, values in rows.items()}
+    scorers = {"": results, "oracle_": results["oracle"]} | {f"{k}_": v for k, v in results["baselines"].items()}
+    for prefix, scorer in scorers.items():
+        if "retrieval" in scorer:
+            recomputed = retrieval_by_hand(
+                columns["user"], columns["item"], columns[f"{prefix}rank"], columns[f"{prefix}tied"]
+            )
+            for metric, value in recomputed.items():
+                assert scorer["retrieval"][metric]["value"] == pytest.approx(value, abs=1e-9), (prefix, metric)
+        for action, entry in scorer.get("ranking", {}).items():
+            recomputed = ranking_by_hand(
+                columns["user"], columns[action], columns[f"{prefix}score_{action}"].astype(float)
+            )
+            for metric in {"auc", "gauc", "log_loss", "ece", "pcoc"} & set(entry):
+                value, expected = entry[metric]["value"], recomputed[metric]
+                assert (value is None) == (not math.isfinite(expected)), (prefix, action, metric)
+                assert value is None or value == pytest.approx(expected, rel=1e-9), (prefix, action, metric)
+    lists = pq.read_table(folder / f"{'' if part == 'test' else 'val_'}recommendations.parquet").to_pydict()
+    assert (
+        len(lists["user"]) == results["lists"]["users"] == len({*columns["user"][~np.isnan(columns["rank"])].tolist()})
+    )
+    listed = {item for line in lists["items"] for item in line}
+    assert results["lists"]["coverage"] == pytest.approx(len(listed) / results["counts"]["catalogue"])
+
+
+def ranking_by_hand(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> dict[str, float]:
+    """Metrics of one action; the ECE is over 15 bins of equal numbers of rows, equal scores in one bin."""
+    weighed = [
+        (int((user == each).sum()), roc_auc_score(label[user == each], score[user == each]))
+        for each in np.unique(user)
+        if 0 < label[user == each].sum() < (user == each).sum()
+    ]
+    rows, positives = len(label), label.sum()
+    edges = np.sort(score)[np.arange(1, 15) * rows // 15]
+    number = np.array([sum(edge <= value for edge in edges) for value in score])
+    gaps = [abs((score - label)[number == index].sum()) for index in range(15)]
+    return {
+        "auc": roc_auc_score(label, score) if 0 < positives < rows else math.nan,
+        "gauc": sum(n * area for n, area in weighed) / sum(n for n, _ in weighed) if weighed else math.nan,
+        "log_loss": -np.mean(xlogy(label, score) + xlog1py(1 - label, -score)),
+        "ece": sum(gaps) / rows,
+        "pcoc": score.sum() / positives if positives else math.nan,
+    }
+
+
+def retrieval_by_hand(user: np.ndarray, item: np.ndarray, rank: np.ndarray, tied: np.ndarray) -> dict[str, float]:
+    """Means over users, target by target; ties are broken in every way, each as probable as any other."""
+    values: dict[str, list[float]] = {name: [] for name in ("recall@10", "recall@50", "ndcg@10", "hit@10", "mrr")}
+    for each in np.unique(user[~np.isnan(rank)]):
+        mine = np.flatnonzero((user == each) & ~np.isnan(rank))
+        targets = [range(int(rank[t]), int(rank[t] + tied[t]) + 1) for t in mine if rank[t] < np.inf]
+        for k in (10, 50):
+            shares = [sum(place <= k for place in places) / len(places) for places in targets]
+            values[f"recall@{k}"].append(sum(shares) / len(mine))
+        gain = sum(sum(1 / np.log2(p + 1) for p in places if p <= 10) / len(places) for places in targets)
+        values["ndcg@10"].append(gain / sum(1 / np.log2(p + 1) for p in range(1, min(len(mine), 10) + 1)))
+        best = min(targets, key=lambda places: places[0], default=range(0))
+        # Of the n places that tie, m are targets: the ways in which the first of them stands t places behind the first place.
+        n, m = len(best), len({item[t] for t in mine if best and rank[t] == best[0]})
+        first = {best[0] + t: math.comb(n - 1 - t, m - 1) / math.comb(n, m) for t in range(n - m + 1)} if best else {}
+        values["hit@10"].append(sum(chance for place, chance in first.items() if place <= 10))
+        values["mrr"].append(sum(chance / place for place, chance in first.items()))
+    return {name: float(np.mean(entries)) for name, entries in values.items()}
+
+
+def test_the_oracle_has_the_probabilities_of_the_twins_own_rows(workdir: Path) -> None:
+    truth = pq.read_table(workdir / "source" / "qb_video_twin.truth.parquet")
+    source = (workdir / "source" / "qb_video_twin.csv").read_text().splitlines()[1:]
+    rows = pq.read_table(workdir / "eval" / "predictions.parquet").to_pydict()
+    for place, row in enumerate(rows["row"]):
+        assert source[row].split(",")[:3] == [str(rows[name][place]) for name in ("user", "item", "click")]
+        assert rows["oracle_score_click"][place] == truth["click"][row].as_py()
+    assert json.loads((workdir / "eval" / "test.json").read_text())["reachable_gain"]["click"]["auc"] is not None
+
+
+def test_candidates_are_worth_in_the_evaluation_what_they_are_to_the_recommender(
+    workdir: Path, recommender: Recommender
+) -> None:
+    config, table = tiny_config(), open_table(workdir / "table")
+    data = RunData(config, workdir / "table", 1)
+    model = artifact.ranker(config.ranking.model, data.vocabulary)
+    ranker = CandidateRanker(
+        *artifact.with_weights(model, workdir / "recommender" / artifact.RANKING_WEIGHTS),
+        table,
+        data.model_ids(config.ranking.model.features),
+        np.arange(table.num_rows),
+        max_length=config.ranking.model.features.max_length,
+        action_values=config.serving.action_values,
+    )
+    raw = recommender.user_ids[2]
+    answer = recommender.recommend(user_id=int(raw), k=12)
+    worth = ranker.worth(table.dense_user(raw), table.dense_item([item.item_id for item in answer.items]), 8)
+    np.testing.assert_allclose(worth, [item.score for item in answer.items], rtol=1e-5)
+
+
+def test_a_second_reading_of_the_test_part_is_recorded(workdir: Path, tmp_path: Path) -> None:
+    shutil.copytree(workdir / "eval", tmp_path / "eval")
+    first = json.loads((tmp_path / "eval" / "test_opened.json").read_text())
+    again = record_opening(tmp_path)
+    assert again["times"] == 2
+    assert again["readings"][0] == first["readings"][0]
+    assert json.loads((tmp_path / "eval" / "test_opened.json").read_text()) == again
 
 
 def test_running_a_finished_run_again_changes_nothing(workdir: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -70,11 +69,6 @@ def without_ranker(results):
 @pytest.fixture
 def files():
     return files_of_a_run()
-
-
-@pytest.fixture
-def no_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
 @pytest.fixture(scope="module")

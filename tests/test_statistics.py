@@ -213,3 +213,13 @@ def test_wrong_input_is_refused():
             bootstrap_mean(np.array(sums), np.array(counts), seed=0)
     with pytest.raises(ValueError, match="resamples"):
         bootstrap_mean(np.ones(2), np.ones(2), seed=0, resamples=0)
+
+
+def test_several_means_have_the_intervals_that_each_has_alone():
+    values = {name: np.random.default_rng(seed).random(30) for seed, name in enumerate("ab")}
+    together = statistics.bootstrap_means(values, seed=4, resamples=50)
+    for name, value_U in values.items():
+        alone = bootstrap_mean(value_U, np.ones(30), seed=4, resamples=50)
+        found = together[name]
+        assert (found.value, found.low, found.high) == pytest.approx((alone.value, alone.low, alone.high), abs=1e-14)
+    assert math.isnan(statistics.bootstrap_means({"a": np.zeros(0)}, seed=0)["a"].value)

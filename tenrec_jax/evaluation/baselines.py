@@ -1,6 +1,7 @@
-"""Baselines counted from the training rows alone: popularity, and the smoothed rates of items and of users."""
+"""Baselines counted from the training rows alone: popularity, recency, and the smoothed rates of items, of users and of both."""
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,73 @@ def user_rate(counts: TrainCounts, action: str, *, prior_strength: float = 20.0)
     """Smoothed rate of an action per user [U+1]; see `item_rate`."""
     column = _column(counts, action)
     return _smoothed(counts.user_actions_U1A[:, column], counts.user_exposures_U1, prior_strength)
+
+
+def item_user_rate(item_rate: Floats, user_rate: Floats, global_rate: Floats | float) -> Floats:
+    """The rate of an item and a user together: their odds multiplied, over the odds of all rows.
+
+    Exact where item and user act independently on the logit. Arrays that broadcast; rates in [0, 1]. Where all rows or none have the
+    action, so do the item's and the user's, and so does the result.
+    """
+    item, user, everybody = np.broadcast_arrays(item_rate, user_rate, global_rate)
+    for_it = item * user * (1 - everybody)
+    against = (1 - item) * (1 - user) * everybody
+    total = for_it + against
+    return np.divide(for_it, total, out=everybody.astype(np.float64), where=total > 0)
+
+
+def recent_clicks(table: Interactions, train_rows: NDArray[np.integer], *, share: float = 0.25) -> Floats:
+    """Clicks of each item [N+1] in the last part of its users' training rows: what is popular of late, each user's own order being the
+    only time that a log is sure to have.
+
+    Args:
+        table: the interactions.
+        train_rows: row numbers, ascending.
+        share: the last rows of a user that count, at least one: the last ceil(share * n) of n.
+    """
+    rows = _ascending(train_rows)
+    offsets = np.searchsorted(rows, table.offsets)
+    counted = np.zeros(table.num_items + 1)
+    first_counted = offsets[1:] - np.ceil(share * np.diff(offsets)).astype(np.int64)
+    for start in range(0, len(rows), _BLOCK):
+        place = np.arange(start, min(start + _BLOCK, len(rows)))
+        block = rows[start : start + _BLOCK]
+        clicked = table.labels_RA[block, table.actions.index("click")] == 1
+        late = clicked & (place >= first_counted[table.user_R[block]])
+        counted += np.bincount(table.item_R[block[late]], minlength=len(counted))
+    return counted
+
+
+def recency_scorer(
+    table: Interactions, train_rows: NDArray[np.integer], recent_N1: Floats
+) -> Callable[[np.ndarray], NDArray[np.float32]]:
+    """The retrieval baseline "recency", from dense users [B] to scores [B, N]: the items of a user's own training rows first, the latest
+    before earlier ones, then items by `recent_clicks`.
+
+    Where seen items are taken out of the ranking, these come after the first part.
+    """
+    rows = _ascending(train_rows)
+    offsets = np.searchsorted(rows, table.offsets)
+    # Only the order counts: numbers of distinct values stay exact in float32.
+    order_N = np.unique(recent_N1[1:], return_inverse=True)[1].astype(np.float32)
+
+    def score(users: np.ndarray) -> NDArray[np.float32]:
+        scores_BN = np.tile(order_N, (len(users), 1))
+        start, stop = offsets[users], offsets[users + 1]
+        place = np.arange((stop - start).sum()) - np.repeat(np.cumsum(stop - start) - (stop - start), stop - start)
+        own = table.item_R[rows[np.repeat(start, stop - start) + place]]
+        user = np.repeat(np.arange(len(users)), stop - start)
+        np.maximum.at(scores_BN, (user, own - 1), (order_N.max(initial=0) + 1 + place).astype(np.float32))
+        return scores_BN
+
+    return score
+
+
+def _ascending(train_rows: NDArray[np.integer]) -> NDArray[np.integer]:
+    rows = np.asarray(train_rows)
+    if np.any(rows[1:] <= rows[:-1]):
+        raise ValueError("train_rows must be ascending")
+    return rows
 
 
 def _smoothed(actions: Floats, exposures: Floats, prior_strength: float) -> Floats:

@@ -10,16 +10,21 @@ from flax import nnx
 
 from tenrec_jax.data.batches import TimelineBatches, TimelineReader, TrainVocabulary
 from tenrec_jax.data.interactions import Interactions
-from tenrec_jax.evaluation.metrics import ranks_of
+from tenrec_jax.evaluation.places import Places, places_of
 from tenrec_jax.timeline import Timeline
 
 
 class TargetRanks(NamedTuple):
-    """The rank of every target over the full catalogue: user, item, rank, [P] each."""
+    """Where every target stands in the full catalogue: its row in the table, user and item, and its places, [P] each.
 
+    `lists_UK` holds the first K items of each evaluated user, best first, 0 where there are fewer; K is 0 unless asked for.
+    """
+
+    row: np.ndarray
     user: np.ndarray
     item: np.ndarray
-    rank: np.ndarray
+    places: Places
+    lists_UK: np.ndarray
 
 
 ScoreBlock = Callable[[np.ndarray], np.ndarray]
@@ -29,7 +34,7 @@ class RetrievalEvaluator:
     """Ranks what users clicked next among the full catalogue.
 
     A user's query has seen that user's visible rows; the targets are the clicks of the scored rows. Items in the visible rows are taken
-    out of the ranking when `exclude_seen`; a target that is among them counts as a miss.
+    out of the ranking when `exclude_seen`; a target that is among them has no place, and counts as a miss.
 
     Args:
         table: the log. vocabulary: ids known from training rows.
@@ -54,7 +59,7 @@ class RetrievalEvaluator:
         max_users: int = 0,
     ) -> None:
         self._table, self._vocabulary, self._visible = table, vocabulary, visible
-        self._exclude_seen, self._block = exclude_seen, block
+        self.exclude_seen, self._block = exclude_seen, block
         clicked = targets[table.labels_RA[targets, 0] > 0]
         users = np.unique(table.user_R[clicked])
         if max_users and len(users) > max_users:
@@ -70,13 +75,13 @@ class RetrievalEvaluator:
         vectors_ND = item_vectors(model, parameters, self._vocabulary, self._table)
         return self.rank_by(self.queries(model, parameters), vectors_ND)
 
-    def rank_by(self, query_UD: np.ndarray, vectors_ND: np.ndarray | jax.Array) -> TargetRanks:
+    def rank_by(self, query_UD: np.ndarray, vectors_ND: np.ndarray | jax.Array, *, list_length: int = 0) -> TargetRanks:
         """Ranks by the inner products of the queries of `users` and the vectors of items 1..N."""
 
         def scores(users: np.ndarray) -> np.ndarray:
             return np.asarray(_inner_products(query_UD[np.searchsorted(self.users, users)], vectors_ND))
 
-        return self.rank(scores)
+        return self.rank(scores, list_length=list_length)
 
     def queries(self, model: nnx.GraphDef, parameters: Any) -> np.ndarray:
         """The queries [U, D] of `users` after their visible rows."""
@@ -90,16 +95,24 @@ class RetrievalEvaluator:
             numbers.append(batch.window[exists_BU])
         return np.concatenate(queries)[np.argsort(np.concatenate(numbers))]
 
-    def rank(self, scores: ScoreBlock) -> TargetRanks:
-        """Ranks under any scorer of users against items 1..N: dense users [B] to scores [B, N]."""
+    def rank(self, scores: ScoreBlock, *, list_length: int = 0) -> TargetRanks:
+        """Ranks under any scorer of users against items 1..N: dense users [B] to scores [B, N].
+
+        Args:
+            scores: of a block of users.
+            list_length: K of the lists of recommended items, which are cut from the block on the device.
+        """
         user_P, item_P = self._table.user_R[self._clicked], self._table.item_R[self._clicked]
         order = np.argsort(user_P, kind="stable")
-        rank_P = np.zeros(len(user_P))
+        first_P, last_P = np.zeros((2, len(user_P)))
+        list_length = min(list_length, self._table.num_items)
+        lists = [np.zeros((0, list_length), np.int32)]
         for users in self._blocks():
             block_BN = np.array(scores(users), np.float32)
-            if self._exclude_seen:
+            if self.exclude_seen:
                 row, item = self._seen(users)
                 block_BN[row, item - 1] = -np.inf
+            lists.append(_best_items(block_BN, list_length))
             low, high = np.searchsorted(user_P[order], users), np.searchsorted(user_P[order], users, side="right")
             row = np.repeat(np.arange(len(users)), high - low)
             pair = order[
@@ -107,8 +120,18 @@ class RetrievalEvaluator:
                 + np.arange(len(row))
                 - np.repeat(np.cumsum(high - low) - (high - low), high - low)
             ]
-            rank_P[pair] = ranks_of(block_BN[row], item_P[pair] - 1)
-        return TargetRanks(user_P, item_P, rank_P)
+            places = places_of(block_BN[row], item_P[pair] - 1)
+            has_place = block_BN[row, item_P[pair] - 1] > -np.inf
+            first_P[pair], last_P[pair] = (np.where(has_place, place, np.inf) for place in places)
+        return TargetRanks(self._clicked, user_P, item_P, Places(first_P, last_P), np.concatenate(lists))
+
+    def seen_items(self, user: int) -> np.ndarray:
+        """Items in the visible rows of a dense user."""
+        return np.unique(self._seen(np.array([user]))[1])
+
+    def target_items(self, user: int) -> np.ndarray:
+        """Items that one of `users` clicked in the target rows."""
+        return self._table.item_R[self._clicked[self._table.user_R[self._clicked] == user]]
 
     def _blocks(self) -> Iterator[np.ndarray]:
         for start in range(0, len(self.users), self._block):
@@ -156,6 +179,14 @@ def _item_vectors(model: nnx.GraphDef, parameters: Any, item_N: jax.Array, categ
 def _queries_at(model: nnx.GraphDef, parameters: Any, timeline: Timeline, slot_BU: jax.Array) -> jax.Array:
     query_BTD = nnx.merge(model, parameters).queries(timeline)
     return jnp.take_along_axis(query_BTD, slot_BU[..., None], axis=1, mode="clip")
+
+
+def _best_items(scores_BN: np.ndarray, k: int) -> np.ndarray:
+    """The items of the k best scores, int32 [B, k]; 0 where the score is -inf."""
+    if not k:
+        return np.zeros((len(scores_BN), 0), np.int32)
+    best_BK, place_BK = jax.lax.top_k(scores_BN, k)
+    return np.where(np.asarray(best_BK) > -np.inf, np.asarray(place_BK) + 1, 0).astype(np.int32)
 
 
 @jax.jit

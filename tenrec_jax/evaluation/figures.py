@@ -6,14 +6,16 @@ Ink is `currentColor`, so a figure follows the page into dark mode. Ids carry th
 import importlib.util
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 Estimate = Mapping[str, float | None]
 
 # Colours with a contrast of at least 3:1 to the light and to the dark page; shapes tell them apart without colour.
-SERIES = (("#2f7fd1", "o"), ("#c9651a", "s"), ("#2b9367", "^"), ("#a763c4", "D"))
+SERIES = (
+    ("#2f7fd1", "o"), ("#c9651a", "s"), ("#2b9367", "^"), ("#a763c4", "D"), ("#c2455b", "v"), ("#7d8590", "P")
+)  # fmt: skip
 INK = "#010203"
 WIDTH = 4.6  # inches: on a telephone the text stays legible
 
@@ -61,6 +63,29 @@ def recall_curve(name: str, title: str, series: Mapping[str, Mapping[int, Estima
         axes.set_ylim(bottom=0)
 
     return _drawn(name, title, draw, height=2.8)
+
+
+def curve_plot(
+    name: str, title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], labels: tuple[str, str]
+) -> str:
+    """Curves in the unit square: series -> x and y, with the diagonal dotted. Nothing where there is no series."""
+    if not series:
+        return ""
+
+    def draw(axes: Any) -> None:
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
+        for place, (label, (x, y)) in enumerate(series.items()):
+            colour, shape = SERIES[place % len(SERIES)]
+            axes.plot(x, y, color=colour, marker=shape if len(x) <= 20 else None, markersize=4, label=label)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+
+    return _drawn(name, title, draw, height=3.4)
+
+
+def figures(*plots: str) -> str:
+    """Figures side by side; nothing where there are none."""
+    return f'<div class="figures">\n{"".join(plots)}</div>\n' if any(plots) else ""
 
 
 def learning_curve(name: str, title: str, series: Mapping[str, Mapping[int, float]]) -> str:

@@ -2,23 +2,65 @@
 
 Binary metrics take flat arrays `labels` [R] (0/1 or bool) and `scores` [R], and `where` (bool [R]), which picks the
 rows that count; the values of the other rows are never looked at. Ranking metrics take the 1-based rank of each query's
-one target. A metric that is undefined on the given rows is NaN; no value is ever invented for it.
+one target, metrics of lists recommended items [U, K]. A metric that is undefined on the given rows is NaN; no value is
+ever invented for it.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tenrec_jax.errors import UserError
+from tenrec_jax.data.stats import concentration
+from tenrec_jax.evaluation.group_auc import AucByGroup, auc_by_group
+from tenrec_jax.evaluation.places import (
+    Places,
+    gains,
+    hit_rate_at_k,
+    hits,
+    map_at_k,
+    mrr,
+    ndcg_at_k,
+    places_of,
+    precision_at_k,
+    ranks_of,
+    recall_at_k,
+    reciprocal_ranks,
+)
+from tenrec_jax.evaluation.rows import Array, Bools, Floats, select_probabilities, select_rows
+
+__all__ = [
+    "AucByGroup",
+    "Calibration",
+    "GroupedAuc",
+    "Places",
+    "auc",
+    "auc_by_group",
+    "calibration",
+    "coverage",
+    "equal_mass_bins",
+    "gains",
+    "gini",
+    "grouped_auc",
+    "hit_rate_at_k",
+    "hits",
+    "log_loss",
+    "map_at_k",
+    "mrr",
+    "ndcg_at_k",
+    "novelty",
+    "places_of",
+    "precision_at_k",
+    "ranks_of",
+    "recall_at_k",
+    "reciprocal_ranks",
+    "row_losses",
+    "select_probabilities",
+    "select_rows",
+    "self_information",
+]
 
 _BLOCK = 1 << 18  # elements of a block: what is computed of one stays in the cache
-_GROUP_BITS = 31  # of a sort key, above 32 bits of the score and one of the label
-
-Array = np.ndarray
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 
 
 class GroupedAuc(NamedTuple):
@@ -30,15 +72,6 @@ class GroupedAuc(NamedTuple):
     groups_skipped: int
 
 
-class AucByGroup(NamedTuple):
-    """One entry per group, in rising order of its id: rows, positives and AUC (NaN where one label is absent)."""
-
-    groups: NDArray[np.integer]
-    rows: NDArray[np.int64]
-    positives: NDArray[np.int64]
-    auc: Floats
-
-
 class Calibration(NamedTuple):
     """ECE, PCOC and the reliability curve: per bin with rows, rising, mean probability, share of positives and rows."""
 
@@ -47,35 +80,6 @@ class Calibration(NamedTuple):
     predicted: Floats
     observed: Floats
     rows: NDArray[np.int64]
-
-
-def select_rows(
-    labels: Array, scores: Array, where: Array | None = None, groups: Array | None = None
-) -> tuple[Bools, Array, Array]:
-    """The rows that count, checked: positives (bool), scores, groups (all zero when None).
-
-    Raises:
-        ValueError: arrays that are not flat or differ in length, or a mask that is not bool.
-        UserError: a label other than 0 and 1, or a NaN score.
-    """
-    labels, scores = np.asarray(labels), np.asarray(scores)
-    groups = np.broadcast_to(np.int8(0), labels.shape) if groups is None else np.asarray(groups)
-    if labels.ndim != 1 or not labels.shape == scores.shape == groups.shape:
-        shapes = f"labels {labels.shape}, scores {scores.shape}, groups {groups.shape}"
-        raise ValueError(f"labels, scores and groups must be flat arrays of one length, got {shapes}")
-    if where is not None:
-        where = np.asarray(where)
-        if where.dtype != bool or where.shape != labels.shape:
-            raise ValueError(f"where must be bool {labels.shape}, got {where.dtype} {where.shape}")
-        labels, scores, groups = labels[where], scores[where], groups[where]
-    positive = labels if labels.dtype == bool else labels == 1
-    if np.count_nonzero(positive) + np.count_nonzero(labels == 0) < len(labels):
-        row = int(np.argmin(positive | (labels == 0)))
-        raise UserError(f"selected row {row}: label {labels[row]} is neither 0 nor 1")
-    if len(scores) and np.isnan(scores.max()):  # the maximum is NaN if any is; no mask is made of sound scores
-        row = int(np.argmax(np.isnan(scores)))
-        raise UserError(f"selected row {row}: the score is NaN; look for a diverged model")
-    return positive, scores, groups
 
 
 def auc(labels: Array, scores: Array, *, where: Array | None = None, groups: Array | None = None) -> float:
@@ -116,70 +120,6 @@ def auc(labels: Array, scores: Array, *, where: Array | None = None, groups: Arr
     return (twice_above if few is positives else 2 * pairs - twice_above) / (2 * pairs)
 
 
-def auc_by_group(labels: Array, scores: Array, groups: Array, where: Array | None = None) -> AucByGroup:
-    """The AUC within each group, all groups in one pass; mid-ranks for ties.
-
-    One sort of 64-bit keys (group, score, label) puts the rows of a group side by side and, among equal scores, the
-    negatives first. A positive then stands above or level with the negatives of its group that come before it; half of
-    the tied pairs are taken off. Everything is counted in integers, so the values are exact.
-    """
-    positive, scores, groups = select_rows(labels, scores, where, groups)
-    if not len(groups):
-        return AucByGroup(groups, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    ids, keys = _group_codes(groups)
-    keys <<= np.uint64(32)
-    keys |= _order_codes(scores)
-    keys <<= np.uint64(1)
-    keys |= positive
-    keys.sort()
-    change = keys[1:] ^ keys[:-1]
-    starts = np.append(0, 1 + np.flatnonzero(change >= np.uint64(1 << 33)))
-    tied_at = 1 + np.flatnonzero(change == 1)  # first positives with the score of the negatives before them
-    at = np.flatnonzero(keys.astype(np.uint8) & 1)  # the places of the positives
-    bounds = np.append(np.searchsorted(at, starts), len(at))
-    rows, positives = np.diff(starts, append=len(keys)), np.diff(bounds)
-    # Before the i-th positive, at place p, stand p - i negatives; those of the groups before do not count.
-    places = np.append(0, np.cumsum(at))[bounds]
-    not_below = np.diff(places - bounds * (bounds - 1) // 2) - positives * (starts - bounds[:-1])
-    tied_negatives = tied_at - np.searchsorted(keys, keys[tied_at - 1], "left")
-    tied_positives = np.searchsorted(keys, keys[tied_at], "right") - tied_at
-    group_of_tie = np.searchsorted(starts, tied_at, "right") - 1
-    tied = np.bincount(group_of_tie, tied_negatives * tied_positives, minlength=len(starts))
-    pairs = positives * (rows - positives)
-    area = np.full(len(starts), np.nan)
-    np.divide(2 * not_below - tied, 2 * pairs, out=area, where=pairs > 0)
-    return AucByGroup(ids(keys[starts] >> np.uint64(33)), rows, positives, area)
-
-
-def _group_codes(groups: Array) -> tuple[Callable[[Array], Array], NDArray[np.uint64]]:
-    """Numbers below 2**31 in the order of the ids, uint64 [R], and the way back from numbers to ids."""
-    low = groups.min()
-    if np.issubdtype(groups.dtype, np.integer) and int(groups.max()) - int(low) < 1 << _GROUP_BITS:
-        modulo = np.uint64(int(low) % 2**64)
-        codes = groups.astype(np.uint64)
-        codes -= modulo
-        return lambda found: (found + modulo).astype(groups.dtype), codes
-    distinct, places = np.unique(groups, return_inverse=True)
-    return lambda found: distinct[found], places.astype(np.uint64)
-
-
-def _order_codes(scores: Array) -> NDArray[np.uint32]:
-    """Integers [R] in the order of the scores, equal where these are equal.
-
-    What float32 holds exactly is read as bits: they rise with positive numbers and fall with negative ones. Other
-    scores are numbered by their distinct values, which takes a sort.
-    """
-    with np.errstate(over="ignore"):
-        narrow = scores.astype(np.float32, copy=False)
-    if not np.can_cast(scores.dtype, np.float32) and not (scores.dtype.kind == "f" and np.array_equal(narrow, scores)):
-        return np.unique(scores, return_inverse=True)[1].astype(np.uint32)
-    bits = (narrow + np.float32(0)).view(np.uint32)  # -0.0 + 0.0 is 0.0
-    flip = bits.view(np.int32) >> 31
-    flip |= np.int32(-(1 << 31))
-    bits ^= flip.view(np.uint32)
-    return bits
-
-
 def grouped_auc(labels: Array, scores: Array, *, groups: Array, where: Array | None = None) -> GroupedAuc:
     """GAUC: the mean of the users' AUCs over users having both labels, each weighted by its number of rows.
 
@@ -198,18 +138,6 @@ def grouped_auc(labels: Array, scores: Array, *, groups: Array, where: Array | N
     value = float(by_group.rows[used] @ by_group.auc[used]) / rows if rows else float("nan")
     coverage = rows / total if total else float("nan")
     return GroupedAuc(value, coverage, int(used.sum()), int((~used).sum()))
-
-
-def select_probabilities(
-    labels: Array, scores: Array, where: Array | None = None, groups: Array | None = None
-) -> tuple[Bools, Floats, Array]:
-    """As `select_rows`; a score outside [0, 1] is a UserError that names its row."""
-    positive, scores, groups = select_rows(labels, scores, where, groups)
-    outside = (scores < 0) | (scores > 1)
-    if outside.any():
-        row = int(np.argmax(outside))
-        raise UserError(f"selected row {row}: {scores[row]} is no probability; pass sigmoid(logit), not the logit")
-    return positive, scores.astype(np.float64), groups
 
 
 def row_losses(positive: Bools, probabilities: Floats) -> Floats:
@@ -293,112 +221,39 @@ def calibration(
     return Calibration(ece, pcoc, predicted / mass, observed / mass, rows[used])
 
 
-def ranks_of(scores_BC: Array, target_B: Array, *, exclude: Array | None = None) -> Floats:
-    """1-based rank of each row's target: 1 + (number above) + (number of others equal) / 2, by counting, no sort.
+def coverage(items_UK: Array, num_items: int) -> float:
+    """Share of the catalogue's items 1..N that stand in at least one list; 0 in a list is no item."""
+    return np.count_nonzero(_times_listed(items_UK, num_items)) / num_items
 
-    Args:
-        scores_BC: scores of C candidates [B, C]; higher is better.
-        target_B: column of the target of each row, in [0, C).
-        exclude: bool [B, C], candidates that do not compete; the target itself always does.
 
-    Returns:
-        float64 [B] in [1, C]; half-integers where an odd number of candidates tie with the target.
+def gini(items_UK: Array, num_items: int) -> float:
+    """Gini coefficient of how often each of the catalogue's items is listed: 0 if all are alike, near 1 if few have all places.
 
-    Raises:
-        ValueError: wrong shapes, or a target outside [0, C).
-        UserError: a NaN score.
+    NaN without a listed item.
     """
-    scores, target = np.asarray(scores_BC), np.asarray(target_B)
-    if scores.ndim != 2 or target.shape != scores.shape[:1] or not np.issubdtype(target.dtype, np.integer):
-        raise ValueError(f"need scores [B, C], integer targets [B]; got {scores.shape}, {target.dtype} {target.shape}")
-    if exclude is not None:
-        exclude = np.asarray(exclude)
-        if exclude.dtype != bool or exclude.shape != scores.shape:
-            raise ValueError(f"exclude must be bool {scores.shape}, got {exclude.dtype} {exclude.shape}")
-    if np.any((target < 0) | (target >= scores.shape[1])):
-        raise ValueError(f"targets must lie in [0, {scores.shape[1]})")
-    ranks = np.empty(len(target))
-    step = max(1, _BLOCK // max(1, scores.shape[1]))
-    for start in range(0, len(target), step):
-        rows = slice(start, start + step)
-        ranks[rows] = _ranks_of_block(scores[rows], target[rows], None if exclude is None else exclude[rows], start)
-    return ranks
+    times_N = _times_listed(items_UK, num_items)
+    return concentration(times_N).gini if times_N.any() else float("nan")
 
 
-def _ranks_of_block(scores: Array, target: Array, exclude: Array | None, first_row: int) -> Floats:
-    if np.isnan(scores.max(initial=-np.inf)):
-        row = first_row + int(np.argmax(np.isnan(scores.max(axis=1))))
-        raise UserError(f"row {row}: a score is NaN; look for a diverged model")
-    of_target = np.take_along_axis(scores, target[:, None], axis=1)
-    above, level = scores > of_target, scores >= of_target
-    own: Array | int = 1  # the target is level with itself
-    if exclude is not None:
-        above &= ~exclude
-        level &= ~exclude
-        own = 1 - np.take_along_axis(exclude, target[:, None], axis=1)[:, 0].astype(np.int32)
-    # Adding bytes and then rows once is faster than counting Trues along an axis twice.
-    twice = np.add(above.view(np.int8), level.view(np.int8)).sum(axis=1, dtype=np.int32)
-    return 1 + (twice - own) / 2
-
-
-def hits(ranks: Array, k: int) -> Floats:
-    """1 where rank <= k, else 0, per query. A mid-rank counts as it stands: 1.5 is a miss at k = 1, a hit at k = 2."""
-    return (_checked_ranks(ranks, k) <= k).astype(np.float64)
-
-
-def gains(ranks: Array, k: int) -> Floats:
-    """1 / log2(rank + 1) where rank <= k, else 0, per query: DCG@k, and NDCG@k, since one target's ideal DCG is 1."""
-    ranks = _checked_ranks(ranks, k)
-    return np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)
-
-
-def reciprocal_ranks(ranks: Array, k: int | None = None) -> Floats:
-    """1 / rank per query; 0 for an infinite rank, and beyond k where it is given."""
-    ranks = _checked_ranks(ranks, 1 if k is None else k)
-    return np.where(ranks <= (np.inf if k is None else k), 1 / ranks, 0.0)
-
-
-def recall_at_k(ranks: Array, k: int) -> float:
-    """Share of targets found: mean of `hits`. Ranks are >= 1, possibly half-integer, or inf (not retrieved) [B].
-
-    NaN without queries, as all means here.
+def self_information(counts_N1: Array) -> Floats:
+    """Bits of surprise of each item [N+1]: -log2 of its share of the training rows, with one row more for each item (Laplace's rule), so
+    that new items have a finite value. Entry 0, no item, is 0.
     """
-    return _mean(hits(ranks, k))
+    bits_N1 = np.zeros(len(counts_N1))
+    bits_N1[1:] = np.log2(counts_N1[1:].sum() + len(counts_N1) - 1) - np.log2(counts_N1[1:] + 1.0)
+    return bits_N1
 
 
-def hit_rate_at_k(ranks: Array, k: int) -> float:
-    """Share of queries with a target among the first k; equal to `recall_at_k`, as each query has one target."""
-    return _mean(hits(ranks, k))
+def novelty(items_UK: Array, counts_N1: Array) -> float:
+    """Mean self-information of listed items in bits (Zhou et al. 2010): high where lists hold what few have seen. NaN without any."""
+    listed = items_UK[items_UK > 0]
+    return float(self_information(counts_N1)[listed].mean()) if len(listed) else float("nan")
 
 
-def precision_at_k(ranks: Array, k: int) -> float:
-    """Share of targets among the first k places, mean over queries: `recall_at_k` / k, as each query has one target."""
-    return _mean(hits(ranks, k)) / k
-
-
-def ndcg_at_k(ranks: Array, k: int) -> float:
-    """Mean of `gains`: NDCG@k with the standard discount 1 / log2(rank + 1) and one relevant item per query."""
-    return _mean(gains(ranks, k))
-
-
-def mrr(ranks: Array, k: int | None = None) -> float:
-    """Mean reciprocal rank over all queries; uncut, or 0 for ranks beyond k."""
-    return _mean(reciprocal_ranks(ranks, k))
-
-
-def map_at_k(ranks: Array, k: int) -> float:
-    """Mean average precision at k. With one target the only precision averaged is that at its rank: `mrr` cut at k."""
-    return mrr(ranks, k)
-
-
-def _checked_ranks(ranks: Array, k: int) -> Floats:
-    ranks = np.asarray(ranks, dtype=np.float64)
-    if ranks.ndim != 1 or not np.all(ranks >= 1):
-        raise ValueError(f"ranks must be a flat array of numbers >= 1, got shape {ranks.shape}")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    return ranks
-
-
-def _mean(values: Floats) -> float:
-    return float(values.mean()) if len(values) else float("nan")
+def _times_listed(items_UK: Array, num_items: int) -> NDArray[np.int64]:
+    items = np.asarray(items_UK).ravel()
+    if items.size and not (items.min() >= 0 and items.max() <= num_items):
+        raise ValueError(
+            f"lists hold items from {items.min()} to {items.max()}; the catalogue has 1..{num_items}, 0 is none"
+        )
+    return np.bincount(items, minlength=num_items + 1)[1:]

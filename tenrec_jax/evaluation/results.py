@@ -1,101 +1,92 @@
-"""What `eval/val.json` and `eval/test.json` hold: every metric with its interval, the baselines beside it."""
+"""What `eval/val.json` and `eval/test.json` hold of each scorer: every metric with its interval."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tenrec_jax.data.interactions import Interactions
-from tenrec_jax.evaluation.baselines import TrainCounts, item_rate, popularity_scores, user_rate
-from tenrec_jax.evaluation.evaluator import RetrievalEvaluator, TargetRanks
-from tenrec_jax.evaluation.metrics import gains, hits, reciprocal_ranks
-from tenrec_jax.evaluation.statistics import bootstrap_binary, bootstrap_mean
+from tenrec_jax.evaluation.evaluator import TargetRanks
+from tenrec_jax.evaluation.metrics import coverage, gini, novelty
+from tenrec_jax.evaluation.scorers import Scorer
+from tenrec_jax.evaluation.statistics import bootstrap_binary, bootstrap_means
+from tenrec_jax.evaluation.user_metrics import retrieval_metrics
 
-CUTOFFS = (1, 5, 10, 20, 50, 100)
+BINARY_METRICS = ("auc", "gauc", "log_loss", "ece", "pcoc")
+OF_ORDER = ("auc", "gauc")
 
 
-def retrieval_metrics(ranks: TargetRanks) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each retrieval metric as per-user values [U'] and weights of 1.
+def scorer_results(
+    scorer: Scorer, table: Interactions, rows: np.ndarray, exposures_N1: np.ndarray, *, seed: int, resamples: int
+) -> dict[str, Any]:
+    """What is known of one scorer: "retrieval" and "lists" where it retrieves, "ranking" where it ranks.
 
-    With several targets a user's recall is the share of targets found, NDCG is normalised by the ideal order of that many targets, and
-    MRR and hit look at the best-placed target.
+    Args:
+        scorer: the model or a baseline.
+        table: the log.
+        rows: of the part that is evaluated.
+        exposures_N1: training rows of each item, for the novelty of lists.
+        seed, resamples: of the bootstrap.
     """
-    users, user_P = np.unique(ranks.user, return_inverse=True)
-    targets_U = np.bincount(user_P)
-    one_U = np.ones(len(users))
-    best_U = np.full(len(users), np.inf)
-    np.minimum.at(best_U, user_P, ranks.rank)
-
-    def per_user(value_P: np.ndarray) -> np.ndarray:
-        return np.bincount(user_P, value_P, minlength=len(users))
-
-    ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, max(CUTOFFS) + 2)))])
-    values = {f"recall@{k}": per_user(hits(ranks.rank, k)) / targets_U for k in CUTOFFS}
-    values |= {f"ndcg@{k}": per_user(gains(ranks.rank, k)) / ideal[np.minimum(targets_U, k)] for k in CUTOFFS[1:]}
-    values |= {f"hit@{k}": hits(best_U, k) for k in CUTOFFS}
-    values["mrr"] = reciprocal_ranks(best_U)
-    return {name: (value_U, one_U) for name, value_U in values.items()}
+    results: dict[str, Any] = {}
+    if scorer.ranks is not None:
+        results["retrieval"] = retrieval_results(scorer.ranks, seed=seed, resamples=resamples)
+        results["lists"] = list_results(scorer.ranks.lists_UK, exposures_N1)
+    if scorer.score is not None:
+        ranking = ranking_results(table, rows, scorer.score(rows), seed=seed, resamples=resamples)
+        if not scorer.is_probability:
+            kept = {*next(iter(ranking.values()))} - set(BINARY_METRICS) | set(OF_ORDER)
+            ranking = {action: {key: entry[key] for key in entry if key in kept} for action, entry in ranking.items()}
+        results["ranking"] = ranking
+    return results
 
 
 def retrieval_results(ranks: TargetRanks, *, seed: int, resamples: int) -> dict[str, Any]:
     """Retrieval metrics with 95 % intervals."""
+    _, values = retrieval_metrics(ranks.user, ranks.item, ranks.places)
+    estimates = bootstrap_means(values, seed=seed, resamples=resamples)
+    return {name: estimate.to_json() for name, estimate in estimates.items()}
+
+
+def list_results(lists_UK: np.ndarray, exposures_N1: np.ndarray) -> dict[str, Any]:
+    """What the lists of all evaluated users hold; see `metrics.coverage`, `metrics.novelty` and `metrics.gini`."""
+    num_items = len(exposures_N1) - 1
     return {
-        name: bootstrap_mean(value_U, one_U, seed=seed, resamples=resamples).to_json()
-        for name, (value_U, one_U) in retrieval_metrics(ranks).items()
+        "k": lists_UK.shape[1],
+        "users": len(lists_UK),
+        "coverage": coverage(lists_UK, num_items),
+        "novelty_bits": novelty(lists_UK, exposures_N1),
+        "gini": gini(lists_UK, num_items),
     }
 
 
 def ranking_results(
-    table: Interactions, rows: np.ndarray, probability_RA: np.ndarray, *, seed: int, resamples: int
+    table: Interactions, rows: np.ndarray, score_RA: np.ndarray, *, seed: int, resamples: int
 ) -> dict[str, Any]:
-    """Metrics of each action on the given rows with 95 % intervals."""
+    """Metrics of each action on the given rows, of which `score_RA` has a line each, with 95 % intervals."""
     results = {}
     for column, action in enumerate(table.actions):
-        estimates = bootstrap_binary(
-            table.labels_RA[rows, column],
-            probability_RA[rows, column],
-            table.user_R[rows],
-            seed=seed,
-            resamples=resamples,
-        )
-        names = ("auc", "gauc", "log_loss", "ece", "pcoc")
-        results[action] = {name: getattr(estimates, name).to_json() for name in names}
+        label_R = table.labels_RA[rows, column]
+        estimates = bootstrap_binary(label_R, score_RA[:, column], table.user_R[rows], seed=seed, resamples=resamples)
+        results[action] = {name: getattr(estimates, name).to_json() for name in BINARY_METRICS}
         results[action] |= {"gauc_coverage": estimates.gauc_coverage, "rows": estimates.rows, "users": estimates.users}
-        results[action]["positives"] = int(table.labels_RA[rows, column].sum())
+        results[action]["positives"] = int(label_R.sum())
     return results
 
 
-def baseline_results(
-    table: Interactions,
-    counts: TrainCounts,
-    evaluator: RetrievalEvaluator,
-    ranking_rows: np.ndarray | None,
-    *,
-    seed: int,
-    resamples: int,
-) -> dict[str, Any]:
-    """Popularity for retrieval and, where exposures are logged, popularity, item rate and user rate for ranking."""
-    popularity_N1 = popularity_scores(counts)
-    ranks = evaluator.rank(lambda users: np.broadcast_to(popularity_N1[1:], (len(users), table.num_items)))
-    results: dict[str, Any] = {
-        "popularity": {"retrieval": retrieval_results(ranks, seed=seed, resamples=resamples)},
-    }
-    if ranking_rows is None:
-        return results
-    item, user = table.item_R[ranking_rows], table.user_R[ranking_rows]
-    scorers: dict[str, Callable[[str], np.ndarray]] = {
-        # Clicks over the most clicked item's: only its order means anything.
-        "popularity": lambda action: (popularity_N1 / popularity_N1.max())[item],
-        "item_rate": lambda action: item_rate(counts, action)[item],
-        "user_rate": lambda action: user_rate(counts, action)[user],
-    }
-    for name, scorer in scorers.items():
-        score_RA = np.full(table.labels_RA.shape, np.nan)
-        score_RA[ranking_rows] = np.stack([scorer(action) for action in table.actions], axis=1)
-        metrics = ranking_results(table, ranking_rows, score_RA, seed=seed, resamples=resamples)
-        order_alone: Sequence[str] = ("log_loss", "ece", "pcoc") if name == "popularity" else ()
-        results.setdefault(name, {})["ranking"] = {
-            action: {metric: value for metric, value in entry.items() if metric not in order_alone}
-            for action, entry in metrics.items()
-        }
-    return results
+def reachable_gain(
+    ranking: Mapping[str, Any], popularity: Mapping[str, Any], oracle: Mapping[str, Any]
+) -> dict[str, dict[str, float | None]]:
+    """(model - popularity) / (oracle - popularity) of AUC and GAUC of each action: the share of the gain over popularity that the true
+    probabilities leave to be had. None where one of the three is not defined, or the oracle is not above popularity.
+    """
+    shares: dict[str, dict[str, float | None]] = {}
+    for action, metrics in ranking.items():
+        shares[action] = {}
+        for metric in OF_ORDER:
+            model, floor, ceiling = (
+                entry[action][metric]["value"] for entry in ({action: metrics}, popularity, oracle)
+            )
+            defined = None not in (model, floor, ceiling) and ceiling > floor
+            shares[action][metric] = (model - floor) / (ceiling - floor) if defined else None
+    return shares

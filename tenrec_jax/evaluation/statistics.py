@@ -5,8 +5,9 @@ of weighted sums, so no row is ever copied. Intervals are percentile intervals (
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,16 @@ def bootstrap_mean(per_user_sum_U: Floats, per_user_count_U: NDArray, *, seed: i
     return _estimate(value, _ratio(np.concatenate(draws)), len(sums))
 
 
+def bootstrap_means(values: Mapping[str, Floats], *, seed: int, resamples: int = 1000) -> dict[str, Estimate]:
+    """Means over users of several per-user values [U] each, by name: `bootstrap_mean` with counts of 1, on the same draws for all."""
+    sample, num_users = MeanSample(values), len(next(iter(values.values())))
+    blocks = [sample.draw(block) for block in resample_counts(num_users, seed=seed, resamples=resamples)]
+    return {
+        name: _estimate(value, np.concatenate([block[name] for block in blocks]), num_users)
+        for name, value in sample.values.items()
+    }
+
+
 def bootstrap_binary(
     labels_R: NDArray, scores_R: NDArray, user_R: NDArray, *, seed: int, resamples: int = 1000
 ) -> BinaryEstimates:
@@ -110,33 +121,103 @@ def bootstrap_binary(
     Raises:
         UserError: a score that is no probability, or a label other than 0 and 1.
     """
-    positive, probabilities, _ = metrics.select_probabilities(labels_R, scores_R)
     users, user_R = np.unique(np.asarray(user_R), return_inverse=True)
-    grouped = metrics.grouped_auc(positive, probabilities, groups=user_R)
-    columns = _columns_per_user(positive, probabilities, user_R, len(users))
-    pooled = _PooledAuc(positive, probabilities, user_R)
-    sums, aucs = [], []
-    for block in resample_counts(len(users), seed=seed, resamples=resamples):
-        sums.append(_weighted_sums(block, columns))
-        aucs.append(pooled(block))
-    drawn = np.concatenate(sums)
-    rows, positives, predicted, loss, weighted_auc, auc_rows = drawn[:, :6].T
-    gaps = np.abs(drawn[:, 6:]).sum(axis=1)
-    calibration = metrics.calibration(positive, probabilities, bins=_ECE_BINS)
-
-    def estimate(value: float, resampled: Floats) -> Estimate:
-        return _estimate(value, resampled, len(users))
-
+    sample = BinarySample(labels_R, scores_R, user_R, len(users))
+    blocks = [sample.draw(block) for block in resample_counts(len(users), seed=seed, resamples=resamples)]
+    drawn = {name: np.concatenate([block[name] for block in blocks]) for name in sample.values}
     return BinaryEstimates(
-        auc=estimate(metrics.auc(positive, probabilities), np.concatenate(aucs)),
-        gauc=estimate(grouped.value, _ratio(np.stack([weighted_auc, auc_rows], axis=1))),
-        log_loss=estimate(metrics.log_loss(positive, probabilities), _ratio(np.stack([loss, rows], axis=1))),
-        ece=estimate(calibration.ece, _ratio(np.stack([gaps, rows], axis=1))),
-        pcoc=estimate(calibration.pcoc, _ratio(np.stack([predicted, positives], axis=1))),
-        gauc_coverage=grouped.coverage,
-        rows=len(positive),
+        **{name: _estimate(value, drawn[name], len(users)) for name, value in sample.values.items()},
+        gauc_coverage=sample.gauc_coverage,
+        rows=len(user_R),
         users=len(users),
     )
+
+
+class Sample(Protocol):
+    """Metrics of a sample of users, and what they become where each user counts as often as he was drawn."""
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """Of the sample, by name."""
+
+    def draw(self, counts_BU: Floats) -> Mapping[str, Floats]:
+        """Of resamples [b], by name, under multiplicities [b, U]."""
+
+
+class MeanSample:
+    """Means over users of per-user values [U] each, by name."""
+
+    def __init__(self, values: Mapping[str, Floats]) -> None:
+        self._columns = np.stack(list(values.values()), axis=1)
+        means = self._means(self._columns.sum(axis=0))
+        self.values: dict[str, float] = dict(zip(values, means.tolist(), strict=True))
+
+    def draw(self, counts_BU: Floats) -> dict[str, Floats]:
+        """See `Sample`; the multiplicities add up to the number of users."""
+        return dict(zip(self.values, self._means(counts_BU @ self._columns).T, strict=True))
+
+    def _means(self, sums: Floats) -> Floats:
+        users = len(self._columns)
+        return sums / users if users else np.full(sums.shape, np.nan)
+
+
+class BinarySample:
+    """The metrics of `bootstrap_binary`.
+
+    Args:
+        labels_R, scores_R: as there.
+        user_R: numbers of users, from 0 to `num_users` - 1.
+        num_users: U.
+    """
+
+    def __init__(self, labels_R: NDArray, scores_R: NDArray, user_R: NDArray, num_users: int) -> None:
+        positive, probabilities, user_R = metrics.select_probabilities(labels_R, scores_R, groups=user_R)
+        grouped = metrics.grouped_auc(positive, probabilities, groups=user_R)
+        calibration = metrics.calibration(positive, probabilities, bins=_ECE_BINS)
+        self._columns = _columns_per_user(positive, probabilities, user_R, num_users)
+        self._pooled = _PooledAuc(positive, probabilities, user_R)
+        self.gauc_coverage = grouped.coverage
+        self.values = {
+            "auc": metrics.auc(positive, probabilities),
+            "gauc": grouped.value,
+            "log_loss": metrics.log_loss(positive, probabilities),
+            "ece": calibration.ece,
+            "pcoc": calibration.pcoc,
+        }
+
+    def draw(self, counts_BU: Floats) -> dict[str, Floats]:
+        """See `Sample`."""
+        sums = _weighted_sums(counts_BU, self._columns)
+        rows, positives, predicted, loss, weighted_auc, auc_rows = sums[:, :6].T
+        gaps = np.abs(sums[:, 6:]).sum(axis=1)
+        return {
+            "auc": self._pooled(counts_BU),
+            "gauc": _ratio(np.stack([weighted_auc, auc_rows], axis=1)),
+            "log_loss": _ratio(np.stack([loss, rows], axis=1)),
+            "ece": _ratio(np.stack([gaps, rows], axis=1)),
+            "pcoc": _ratio(np.stack([predicted, positives], axis=1)),
+        }
+
+
+def paired_differences(
+    first: Sample, second: Sample, num_users: int, *, seed: int, resamples: int = 1000
+) -> dict[str, Estimate]:
+    """Second less first in every metric, with the interval of the difference: both are measured on the same draws of the same users, so
+    that what is hard for both about a user cancels.
+    """
+    drawn: dict[str, list[Floats]] = {name: [] for name in first.values}
+    for block in resample_counts(num_users, seed=seed, resamples=resamples):
+        before, after = first.draw(block), second.draw(block)
+        for name, differences in drawn.items():
+            differences.append(_difference(after[name], before[name]))
+    values = {name: float(_difference(second.values[name], value)) for name, value in first.values.items()}
+    return {name: _estimate(values[name], np.concatenate(drawn[name]), num_users) for name in values}
+
+
+def _difference(after: Floats | float, before: Floats | float) -> Floats:
+    """NaN where both are infinite."""
+    with np.errstate(invalid="ignore"):
+        return np.subtract(after, before)
 
 
 class _PooledAuc:
