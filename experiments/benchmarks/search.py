@@ -48,12 +48,6 @@ def clustered(rows: int, dim: int, seed: int) -> np.ndarray:
     return _unit(clusters[random.integers(0, len(clusters), rows)] + 0.06 * noise)
 
 
-def true_places(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Places [B, K] of the largest inner products, by NumPy."""
-    blocks = (queries[start : start + 64] @ vectors.T for start in range(0, len(queries), 64))
-    return np.concatenate([np.argpartition(-scores, K - 1, axis=1)[:, :K] for scores in blocks])
-
-
 def recall(search: Search, queries: np.ndarray, truth: np.ndarray) -> float:
     """Share of the true places that are found."""
     pairs = zip(in_batches(search, queries), truth, strict=True)
@@ -73,7 +67,7 @@ def ours(vectors: np.ndarray, queries: np.ndarray, target: float, folder: Path) 
     def build(path: Path) -> None:
         build_index(vectors, ids, config, tuning_queries_BD=queries).save(path)
 
-    index = load_index(_kept(folder / "ours", build))
+    index = load_index(_kept(folder / f"ours_{target:g}", build))
     assert index.tuning is not None
     chosen = index.tuning.chosen
     setting = f"{chosen.leaves_to_search} of {chosen.num_leaves} leaves, {chosen.reorder} reordered"
