@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenrec_jax.errors import UserError
-from tenrec_jax.retrieval import index as index_module
+from tenrec_jax.retrieval import exact as exact_module
+from tenrec_jax.retrieval import hits
 from tenrec_jax.retrieval.index import IndexConfig, build_index, load_index, recall_against_exact
 
 needs_scann = pytest.mark.skipif(
@@ -76,8 +77,8 @@ def test_exact_search_breaks_ties_by_item_id_in_any_block_size(data, num_items, 
     queries = data.draw(hnp.arrays(np.float32, (data.draw(st.integers(1, 6)), dim), elements=small_integers))
     ids = np.random.default_rng(num_items).permutation(100)[:num_items] + 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index_module, "_QUERY_BLOCK", data.draw(st.integers(1, 7)))
-        patch.setattr(index_module, "_ITEM_BLOCK", data.draw(st.integers(1, 50)))
+        patch.setattr(exact_module, "_QUERY_BLOCK", data.draw(st.integers(1, 7)))
+        patch.setattr(exact_module, "_ITEM_BLOCK", data.draw(st.integers(1, 50)))
         result = build_index(vectors, ids, EXACT).search(queries, k)
     scores, items = brute_force(vectors, ids, queries, k)
     found = min(k, num_items)
@@ -90,12 +91,12 @@ def test_exact_search_breaks_ties_by_item_id_in_any_block_size(data, num_items, 
 def test_scores_survive_packing_bit_by_bit():
     scores = np.array([[1e15, 1.5, 1e-45, 0.0, -1e-45, -2.25, -1e30]], np.float32)
     items = np.array([[1, 2**31 - 1, 3, 4, 5, 6, 7]], np.int32)
-    keys = index_module._packed(scores, items)
+    keys = hits.packed(scores, items)
     assert np.all(np.diff(keys[0].astype(object)) > 0)
-    back, ids = index_module._unpacked(keys)
+    back, ids = hits.unpacked(keys)
     np.testing.assert_array_equal(back.view(np.uint32), scores.view(np.uint32))
     np.testing.assert_array_equal(ids, items)
-    zeros = index_module._packed(np.array([[0.0, -0.0]], np.float32), np.array([[2, 1]], np.int32))
+    zeros = hits.packed(np.array([[0.0, -0.0]], np.float32), np.array([[2, 1]], np.int32))
     assert zeros[0, 1] < zeros[0, 0]
 
 
@@ -116,19 +117,6 @@ def test_scann_as_configured_by_default_finds_95_of_the_best_100(clusters):
     assert recall_against_exact(index, exact, queries, 100) == pytest.approx(recall, abs=1e-3)
     assert recall_against_exact(index, exact, queries, 10) >= 0.95
     assert recall_against_exact(index, exact, queries, 300) >= 0.9
-
-
-@needs_scann
-def test_leaves_are_as_many_as_the_tuning_queries_take(catalogue, queries):
-    index = build_index(*catalogue, SCANN, tuning_queries_BD=queries)
-    fewer = build_index(*catalogue, IndexConfig(kind="scann", leaves_to_search=index.leaves // 2))
-    exact = build_index(*catalogue, EXACT)
-    assert recall_against_exact(index, exact, queries, 100) >= 0.96 > recall_against_exact(fewer, exact, queries, 100)
-    one_leaf = np.repeat(catalogue[0][:1], 200, axis=0)
-    same = np.arange(1, 201, dtype=np.int32) + catalogue[1].max()
-    copies = np.concatenate([catalogue[0], one_leaf]), np.concatenate([catalogue[1], same])
-    assert build_index(*copies, SCANN, tuning_queries_BD=one_leaf[:1]).leaves < 7
-    assert build_index(*copies, SCANN).leaves >= 7
 
 
 @needs_scann
@@ -370,7 +358,7 @@ def test_tensorflow_is_hidden_from_scann_and_put_back(present):
         fake = Fake("tensorflow")
         if {present}:
             sys.modules["tensorflow"] = fake
-        from tenrec_jax.retrieval.index import import_scann
+        from tenrec_jax.retrieval.scann_tree import import_scann
         scann = import_scann()
         assert sys.modules.get("tensorflow") is (fake if {present} else None)
         assert ("tensorflow" in sys.modules) is {present}
