@@ -94,7 +94,7 @@ def our_ranks(towers: Towers) -> np.ndarray:
         events_per_batch=1_024,
         block=BLOCK,
     )
-    return evaluator.rank_by(towers.queries, towers.vectors).rank
+    return evaluator.rank_by(towers.queries, towers.vectors).places.first
 
 
 def numpy_ranks(towers: Towers) -> np.ndarray:
