@@ -59,6 +59,15 @@ def in_batches(search: Search, queries: np.ndarray) -> np.ndarray:
     return np.concatenate([search(queries[start : start + BATCH]) for start in range(0, len(queries), BATCH)])
 
 
+def queries_per_second(search: Search, queries: np.ndarray) -> float:
+    """Rate over a second or more: fast sides answer all queries several times."""
+    passes, began = 0, time.perf_counter()
+    while not passes or time.perf_counter() < began + 1:
+        in_batches(search, queries)
+        passes += 1
+    return passes * len(queries) / (time.perf_counter() - began)
+
+
 def ours(vectors: np.ndarray, queries: np.ndarray, target: float, folder: Path) -> Side:
     """Our index, by the tuning that it does itself."""
     config = IndexConfig(kind="scann", target_recall=target)
@@ -80,6 +89,12 @@ def faiss_exact(vectors: np.ndarray) -> Side:
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
     return Side("faiss, exact", "", lambda batch: index.search(batch, K)[1])
+
+
+def our_exact(vectors: np.ndarray) -> Side:
+    """Ours, every inner product."""
+    index = build_index(vectors, np.arange(1, len(vectors) + 1), IndexConfig(kind="exact"))
+    return Side("ours, exact", "", lambda batch: index.search(batch, K).items_BK - 1)
 
 
 def faiss_side(
@@ -145,11 +160,9 @@ def _fastest_reaching(ways: Iterable[Iterable[Side]], queries: np.ndarray, truth
     for sides in ways:
         for side in sides:
             if recall(side.search, queries, truth) >= target:
-                began = time.perf_counter()
-                in_batches(side.search, queries)
-                reaching.append((time.perf_counter() - began, side))
+                reaching.append((queries_per_second(side.search, queries), side))
                 break
-    return min(reaching, key=lambda pair: pair[0])[1]
+    return max(reaching, key=lambda pair: pair[0])[1]
 
 
 def _kept(path: Path, build: Callable[[Path], None]) -> Path:
