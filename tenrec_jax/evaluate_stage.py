@@ -40,7 +40,7 @@ PREFIXES = {Part.VALIDATION: "val_", Part.TEST: ""}
 # How the run chose: no choice looks at a test row.
 SELECTION = {
     "retrieval": "the epoch of the best NDCG@10 on validation clicks",
-    "index": "the fewest leaves that reach the recall on queries of validation users",
+    "index": "the cheapest setting that reaches the recall on queries of validation users",
     "ranking": "the epoch of the best mean of click AUC and GAUC on validation rows",
 }
 

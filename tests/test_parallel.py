@@ -22,6 +22,7 @@ from tenrec_jax.training.trainer import Batch, compile_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parents[1]
+ON_TWO_DEVICES = [pytest.param(how, 2, marks=pytest.mark.slow) for how in ("pmap", "shard_map")]
 DEADLINE = 300  # seconds after which a child process counts as hanging
 SUPERVISE = """
 import sys
@@ -51,9 +52,7 @@ def assert_same_training(a: Trained, b: Trained) -> None:
     np.testing.assert_allclose(a.weight, b.weight, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("how", "devices"), [("shard_map", 1), ("pmap", 2), ("shard_map", 2), ("pmap", 4), ("shard_map", 4)]
-)
+@pytest.mark.parametrize(("how", "devices"), [("shard_map", 1), *ON_TWO_DEVICES, ("pmap", 4), ("shard_map", 4)])
 def test_fifty_steps_on_more_devices_train_the_same_model(
     how: str, devices: int, on_one_device: tuple[str, Trained], short_table: Path
 ) -> None:
@@ -63,7 +62,7 @@ def test_fifty_steps_on_more_devices_train_the_same_model(
     )
 
 
-@pytest.mark.parametrize(("how", "devices"), [("pmap", 2), ("shard_map", 2), ("pmap", 4), ("shard_map", 4)])
+@pytest.mark.parametrize(("how", "devices"), [*ON_TWO_DEVICES, ("pmap", 4), ("shard_map", 4)])
 def test_fifty_steps_with_tables_divided_by_rows_train_the_same_model(
     how: str, devices: int, on_one_device: tuple[str, Trained], short_table: Path
 ) -> None:

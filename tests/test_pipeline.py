@@ -373,6 +373,7 @@ def test_launch_refuses_a_misspelt_key_with_a_suggestion(tmp_path: Path) -> None
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_launch_takes_heads_and_attention_from_the_command_line(tmp_path: Path) -> None:
     model = "--config.ranking.model"
     settings = f"{model}.heads.kind=mmoe", f"{model}.encoder.attention=softmax", f"{model}.encoder.num_layers=1"
@@ -397,7 +398,13 @@ def test_launch_help_teaches(tmp_path: Path) -> None:
         assert expected.lower() in result.stdout.lower(), expected
 
 
-@pytest.mark.parametrize("name", ["quickstart", "sequences", "movielens", "tenrec:qb_video"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tenrec:qb_video",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("quickstart", "sequences", "movielens")),
+    ],
+)
 def test_every_config_dry_runs(name: str, tmp_path: Path) -> None:
     stem, _, variant = name.partition(":")
     path = CONFIGS / f"{stem}.py"
