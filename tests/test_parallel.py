@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from short_training import DROPOUT, PLACEMENTS, STAGES, Trained, make_task, train
@@ -95,6 +96,34 @@ def test_each_device_holds_its_part_of_the_rows_of_every_table_and_of_all_that_i
         ):
             sizes = {shard.device: shard.data.nbytes for shard in leaf.addressable_shards}
             assert sizes == dict.fromkeys(parallel.devices, -(-number // 4) * columns * 4), name
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_a_state_that_is_made_in_place_is_never_copied(how: str) -> None:
+    """Neither by what lies on all devices nor by what is divided over them, on the way in, through a step and out of it."""
+    parallel, divided = DataParallel(jax.local_devices()[:4], how), {"on_all": False, "rows": True}
+
+    def begin() -> dict[str, jax.Array]:
+        return {"on_all": jnp.zeros((8, 64)), "rows": jnp.ones((8, 64))}
+
+    def step(state, _):
+        return jax.tree.map(lambda x: x.at[0].add(1.0), state), jax.lax.psum(1.0, AXIS)
+
+    def memory(state: dict[str, jax.Array]) -> dict[str, list[int]]:
+        return {name: [s.data.unsafe_buffer_pointer() for s in x.addressable_shards] for name, x in state.items()}
+
+    places = jax.tree.map(lambda x: x.sharding, parallel.shapes(jax.eval_shape(begin), divided))
+    made = jax.jit(begin, out_shardings=places)()
+    before = memory(made)
+    state, told = parallel.compile(step, divided=divided)(
+        parallel.replicate(made, divided), parallel.split(np.zeros((4, 1)))
+    )
+    assert memory(state) == before
+    assert float(parallel.read(told)) == 4
+    after = parallel.unreplicate(state, divided)
+    assert memory(after)["on_all"] == before["on_all"]
+    assert after["rows"].shape == (8, 64)
+    np.testing.assert_array_equal(np.asarray(after["rows"])[:, 0], [2, 1] * 4)
 
 
 def test_in_batch_negatives_are_those_of_all_devices(short_table: Path) -> None:

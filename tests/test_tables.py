@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 import torch
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tenrec_jax.models.initializers import normal_table
 from tenrec_jax.training import tables
 from tenrec_jax.training.optimizers import Optimizer, TrainState
 from tenrec_jax.training.parallel import AXIS, DataParallel
@@ -298,17 +300,18 @@ def test_devices_that_share_a_batch_agree_with_one_device() -> None:
         gradient_PD = jax.grad(lambda rows: (jnp.sin(rows[places_BS]) * weight_BSD).sum())(rows_PD)
         return tables.update(ADAM, table, state, ids_P, jax.lax.psum(gradient_PD, AXIS), 0.1, 0), None
 
-    def result(devices: int) -> np.ndarray:
+    def result(devices: int) -> list[np.ndarray]:
+        """The table of each device."""
         parallel = DataParallel(jax.local_devices()[:devices])
         compiled: Callable = parallel.compile(step, broadcast=(2,))
         carry = parallel.replicate((table, tables.init(ADAM, table)))
         carry, _ = compiled(carry, parallel.split((unique.places[0], weight_BSD)), unique.ids_P)
-        return np.asarray(carry[0])
+        return [np.asarray(shard.data) for shard in carry[0].addressable_shards]
 
-    many, one = result(4), result(1)
-    for device in range(4):
-        np.testing.assert_array_equal(many[device], many[0])
-    np.testing.assert_allclose(many[0], one[0], atol=1e-6)
+    many, (one,) = result(4), result(1)
+    for table_of_device in many:
+        np.testing.assert_array_equal(table_of_device, many[0])
+    np.testing.assert_allclose(many[0], one, atol=1e-6)
 
 
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
@@ -364,3 +367,18 @@ def test_a_decay_that_does_not_fit_the_state_is_refused(average: bool, average_d
 def test_average_of_a_table_without_one_is_refused() -> None:
     with pytest.raises(ValueError, match="average=True"):
         tables.average_table(jnp.zeros((N, D)), tables.init(ADAGRAD, jnp.zeros((N, D))))
+
+
+def test_a_table_that_is_drawn_in_parts_is_normal_everywhere_and_the_same_on_any_number_of_devices() -> None:
+    rows, width = 4_000, 10
+    init = normal_table(0.5, drawn_together=4 * rows)  # columns 0 to 3, 4 to 7 and 6 to 9
+    table, whole = (np.asarray(f(jax.random.key(0), (rows, width))) for f in (init, normal_table(0.5)))
+    for column in range(width):
+        assert scipy.stats.kstest(table[:, column] / 0.5, "norm").pvalue > 1e-3
+    assert np.abs(np.corrcoef(table.T) - np.eye(width)).max() < 0.1
+    np.testing.assert_array_equal(whole, jax.nn.initializers.normal(0.5)(jax.random.key(0), (rows, width)))
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()[:4]), (AXIS,))
+    divided = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    drawn = jax.jit(init, static_argnums=1, out_shardings=divided)(jax.random.key(0), (rows, width))
+    assert {shard.data.shape for shard in drawn.addressable_shards} == {(rows // 4, width)}
+    np.testing.assert_array_equal(drawn, table)

@@ -1,4 +1,5 @@
-"""What long timelines and deep encoders cost: time by length, memory under rematerialisation and in micro-batches, compile time by depth.
+"""What long timelines, deep encoders and divided tables cost: time by length, memory under rematerialisation, in micro-batches and on each
+of several devices, compile time by depth.
 
     python experiments/benchmarks/memory.py [--json FILE] [--quick] [--rounds N] [--wall] [--only PART]
 
@@ -10,32 +11,48 @@ rematerialisation  Temporary memory of the compiled gradient (`memory_analysis`)
 micro_batches      Temporary memory of the ranker's compiled training step, its batch taken whole and in 8 micro-batches.
 depth              Lowering and compiling the gradient with 24 layers against 4.
 unrolling          The gradient and its compilation with layers unrolled (`EncoderConfig.unroll`) and in a loop, by depth.
+devices            Memory on each of 1, 2 and 4 devices of a host (virtual ones, in a process of its own) of a ranker's tables and what lazy
+                   Adam keeps of them, from the arrays after a step, and what the compiled step takes on a device (`memory_analysis`):
+                   with the rows of the tables divided over the devices against all rows on each.
 
 Bars: 8 times the length costs at most 9 times; full rematerialisation takes at most 1/6 of the memory and 1.3 times the FLOPs, and
-"dots_saveable" 1/3 at no more time; 8 micro-batches take at most 1/5 of the memory; 24 layers compile in at most 1.3 times the time of 4.
+"dots_saveable" 1/3 at no more time; 8 micro-batches take at most 1/5 of the memory; 24 layers compile in at most 1.3 times the time of 4;
+of divided tables n devices hold at most 1.02 / n each.
 """
 
+import collections
 import dataclasses
+import itertools
+import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from harness import Clock, Result, Step, median_milliseconds, report, start_clock, timed_parser
+from timelines import SyntheticBatches, ranking_task
 
 from tenrec_jax.config import default_config
 from tenrec_jax.models.blocks import Encoder, EncoderConfig, places_of
 from tenrec_jax.models.encoders import make_encoder
+from tenrec_jax.parameters import named
 from tenrec_jax.plan import EXAMPLE_VOCABULARY
 from tenrec_jax.step_costs import Program, step_cost
+from tenrec_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tenrec_jax.training.parallel import DataParallel
+from tenrec_jax.training.tables import TableOptimizerConfig
+from tenrec_jax.training.trainer import compile_step
+
+HOW: tuple[Literal["pmap", "shard_map"], ...] = ("pmap", "shard_map")
+DEVICES = (1, 2, 4)
 
 
 class Sizes(NamedTuple):
     """Of the encoder that reads timelines of two lengths; of the one that is rematerialised, with its batch and length, the batch that is
-    timed; two depths; the encoder that is unrolled, and its numbers of layers."""
+    timed; two depths; the encoder that is unrolled, and its numbers of layers; rows of the tables that are divided."""
 
     reader: EncoderConfig
     lengths: tuple[int, int]
@@ -46,6 +63,7 @@ class Sizes(NamedTuple):
     depths: tuple[int, int]
     unrolled: EncoderConfig
     layers: tuple[int, ...]
+    rows: int
 
 
 FULL = Sizes(
@@ -58,6 +76,7 @@ FULL = Sizes(
     (4, 24),
     EncoderConfig(2, 128, 4, 256),
     (2, 4, 12, 24),
+    100_000,
 )
 QUICK = Sizes(
     EncoderConfig(1, 32, 2, 64),
@@ -69,6 +88,7 @@ QUICK = Sizes(
     (2, 4),
     EncoderConfig(2, 32, 2, 64),
     (2, 4),
+    1_000,
 )
 
 
@@ -217,12 +237,73 @@ def micro_batches(sizes: Sizes, rounds: int, clock: Clock) -> list[Result]:
     return [Result(work, "the whole batch", parts, whole, whole / parts, 5.0 if sizes is FULL else 0.0)]
 
 
+class DeviceMemory(NamedTuple):
+    """On the fullest device, MiB: the tables and what is kept of them, and all that a compiled step takes."""
+
+    tables: float
+    step: float
+
+
+def device_memory(rows: int) -> dict[tuple[str, int, bool], DeviceMemory]:
+    """By how a step runs, the number of devices, and whether the rows are divided. For a fresh process, where it makes the devices."""
+    jax.config.update("jax_num_cpu_devices", max(DEVICES))
+    shape = 8, 32
+    task = ranking_task(SyntheticBatches(shape, rows, rows, 100), rows, rows, shape[1], num_layers=1)
+    config, batch, key = OptimizerConfig(tables=TableOptimizerConfig("lazy_adam")), task.batch(0), jax.random.key(0)
+    parameters = jax.eval_shape(task.init, key)
+    found: dict[tuple[str, int, bool], DeviceMemory] = {}
+    for how, devices, divide in itertools.product(HOW, DEVICES, (False, True)):
+        parallel = DataParallel(jax.devices()[:devices], how)
+        optimizer = make_optimizer(config, 1, task.tables, shards=devices if divide else 1)
+
+        # Zeros, where the state is to lie: only its size counts.
+        shapes = parallel.shapes(jax.eval_shape(optimizer.init, named(parameters)), optimizer.divided)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
+        state = parallel.replicate(zeros, optimizer.divided)
+        arguments = *batch._replace(split=parallel.split(batch.split)), key
+        compiled = compile_step(task, optimizer, parallel, like=parameters).lower(state, *arguments).compile()
+        memory: Any = compiled.memory_analysis()
+        step = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        state, _ = jax.block_until_ready(compiled(state, *arguments))
+        held = collections.Counter[jax.Device]()
+        for leaf in jax.tree.leaves((state.tables, state.table_states)):
+            for shard in leaf.addressable_shards:
+                held[shard.device] += shard.data.nbytes
+        found[how, devices, divide] = DeviceMemory(
+            max(held.values()) / 2**20, (step - memory.alias_size_in_bytes) / 2**20
+        )
+    return found
+
+
+def devices(sizes: Sizes, rounds: int, clock: Clock) -> list[Result]:
+    """Memory of tables on each of several devices."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(device_memory, sizes.rows).result()
+    results = []
+    for how, number in itertools.product(HOW, DEVICES):
+        mine, whole = found[how, number, True], found[how, number, False]
+        work = f"{how}, {number} devices, 2 x {sizes.rows:,} x 128 rows"
+        results += [
+            Result(
+                f"MiB a device of tables, {work}",
+                "all rows on each",
+                mine.tables,
+                whole.tables,
+                whole.tables / mine.tables,
+                number / 1.02 if sizes is FULL else 0.0,
+            ),
+            Result(f"MiB a device of the step, {work}", "the same", mine.step, whole.step, whole.step / mine.step, 0.0),
+        ]
+    return results
+
+
 PARTS = {
     "length": length,
     "rematerialisation": rematerialisation,
     "micro_batches": micro_batches,
     "depth": depth,
     "unrolling": unrolling,
+    "devices": devices,
 }
 
 

@@ -21,7 +21,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,22 +31,16 @@ import torch
 import torch_rival
 from flax import nnx
 from harness import WARM_UP, Clock, Result, Step, median_milliseconds, report, start_clock, timed_parser
+from timelines import ACTIONS, AGES, CATEGORIES, GENDERS, SyntheticBatches, ranking_task
 
-from tenrec_jax.data.batches import TimelineBatch, TimelineBatches
 from tenrec_jax.interop.original import load_ranker
 from tenrec_jax.interop.original_models import RankerInputs
-from tenrec_jax.models.blocks import EncoderConfig
-from tenrec_jax.models.features import FeatureConfig, Vocabulary
 from tenrec_jax.models.losses import action_losses
-from tenrec_jax.models.ranker import RankerConfig
 from tenrec_jax.parameters import named
-from tenrec_jax.timeline import Events, Profile, Timeline
 from tenrec_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tenrec_jax.training.parallel import DataParallel
-from tenrec_jax.training.tasks import RankingTask
 from tenrec_jax.training.trainer import compile_step
 
-ACTIONS, CATEGORIES, GENDERS, AGES = 4, 100, 3, 10
 WAYS = ("torch, eager", "torch.compile")
 
 
@@ -208,47 +202,10 @@ def in_slices(total: Callable, parameters: nnx.State, batch: Any, slices: int) -
     return jax.lax.scan(add, nothing, sliced)[0]
 
 
-class SyntheticBatches:
-    """Batches of whole timelines, in place of `TimelineBatches`: other ids in every step, always the same number of distinct ones."""
-
-    steps_per_epoch = 1
-
-    def __init__(self, sizes: Sizes, items: int, distinct: int) -> None:
-        self._sizes, self._items, self._distinct = sizes, items, distinct
-
-    def __call__(self, step: int) -> TimelineBatch:
-        random = np.random.default_rng(step)
-        shape = self._sizes.timelines, self._sizes.events
-        # Every one of the distinct ids at least once.
-        known = random.choice(self._items - 1, self._distinct, replace=False).astype(np.int32) + 1
-        others = random.integers(0, self._distinct, shape[0] * shape[1] - self._distinct)
-        item_BT = random.permutation(np.concatenate([known, known[others]])).reshape(shape)
-        action_BTA = (random.random((*shape, ACTIONS)) < 0.2).astype(np.int8)
-        category_BT = random.integers(1, CATEGORIES, shape, dtype=np.int32)
-        events = Events(item_BT, category_BT, action_BTA, np.ones(shape, bool))
-        profile_BU = (random.integers(1, rows, (shape[0], 1), dtype=np.int32) for rows in (1_000, GENDERS, AGES))
-        timeline = Timeline(Profile(*profile_BU), np.zeros((shape[0], 1), np.int32), events)
-        return TimelineBatch(timeline, np.ones(shape, bool), np.zeros(shape, int), np.zeros((shape[0], 1), int))
-
-
 def timeline_step(sizes: Sizes, items: int, distinct: int) -> Step:
     """A training step of the library: row-wise updates of the tables, and the ids of the batch made unique on the host."""
-    encoder = EncoderConfig(4, 128, 4, 256, unroll=True)
-    config = RankerConfig(FeatureConfig(max_length=sizes.events), encoder)
-    batches = SyntheticBatches(sizes, items, distinct)
-    task = RankingTask(
-        config,
-        Vocabulary(users=1_000, items=items, genders=GENDERS, ages=AGES, categories=CATEGORIES, actions=ACTIONS),
-        batches=cast(TimelineBatches, batches),
-        hashed={},
-        action_weights=[1.0] * ACTIONS,
-        pairwise_weight=0.0,
-        item_rate=np.full((items, ACTIONS), 0.2),
-        user_rate=np.full((1_000, ACTIONS), 0.2),
-        item_start=None,
-        evaluate=lambda _: (0.0, {}),
-    )
-    parallel = DataParallel()
+    batches = SyntheticBatches((sizes.timelines, sizes.events), items, 1_000, distinct)
+    task, parallel = ranking_task(batches, items, 1_000, sizes.events), DataParallel()
     parameters = jax.jit(task.init)(jax.random.key(0))
     optimizer = make_optimizer(OptimizerConfig(), 1_000, task.tables)
     state = parallel.replicate(optimizer.init(named(parameters)))

@@ -9,6 +9,7 @@ from jax import Array
 
 from tenrec_jax.models.blocks import Places, places_of
 from tenrec_jax.models.hashing import Collisions, HashedEmbed, TableConfig, concatenated_width
+from tenrec_jax.models.initializers import normal_table
 from tenrec_jax.models.slots import Slots, slots_of
 from tenrec_jax.timeline import Events, Profile, Timeline
 
@@ -115,7 +116,7 @@ def id_embedding(
     """Of `num_ids` ids, entry 0 included."""
     if table.kind == "hashed":
         return HashedEmbed(num_ids, width, table, init_scale, rngs=rngs)
-    return nnx.Embed(num_ids, width, embedding_init=nnx.initializers.normal(init_scale), rngs=rngs)
+    return nnx.Embed(num_ids, width, embedding_init=normal_table(init_scale), rngs=rngs)
 
 
 class SinusoidalPositions(nnx.Module):

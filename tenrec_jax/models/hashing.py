@@ -19,6 +19,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from tenrec_jax.models.initializers import normal_table
+
 
 @dataclass(frozen=True)
 class TableConfig:
@@ -146,7 +148,7 @@ class HashedEmbed(nnx.Module):
             init_scale /= config.hashes**0.5
         else:
             columns = concatenated_width(width, config)
-        init = nnx.initializers.normal(init_scale)
+        init = normal_table(init_scale)
         self.embedding = nnx.Param(init(rngs.params(), (config.table_rows, columns), jnp.float32))
         self.rows = HashRows(jnp.broadcast_to(jnp.asarray(config.unknown_k), (num_ids, config.hashes)))
 

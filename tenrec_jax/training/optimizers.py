@@ -165,7 +165,9 @@ class Optimizer:
         return {name: jnp.asarray(schedule(step)) for name, schedule in self._schedules.items()}
 
     def parameters(self, state: TrainState) -> Named:
-        """The parameters to evaluate and to keep, whole tables with their padding."""
+        """The parameters to evaluate and to keep, whole tables with their padding. Where nothing decays they are the state's own arrays."""
+        if not (self._average_decay or self._rule.weight_decay):
+            return state.tables | state.dense
         whole = tables.average_table if self._average_decay else tables.current_table
         named = {name: whole(table, state.table_states[name]) for name, table in state.tables.items()}
         return named | (state.average or state.dense)

@@ -29,8 +29,8 @@ SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
 class DataParallel:
     """Runs per-device functions over devices.
 
-    With "pmap" the state has a leading device axis. With "shard_map" it is made of global arrays, of which every process holds its part;
-    a step takes each leaf as its `PartitionSpec` says: on every device, or divided by its leading axis.
+    The state is made of global arrays, of which every process holds its part: a leaf lies on every device, or is divided by its leading
+    axis. Only what is divided has another shape within a run by "pmap": the devices are an axis of their own before the rows of each.
 
     Where a method takes `divided`, it says which leaves of the tree are divided, as a prefix of the tree; by default none is. Their rows
     must be a multiple of the devices.
@@ -80,33 +80,29 @@ class DataParallel:
         return jax.tree.map(shape, tree, jax.tree.broadcast(divided, tree))
 
     def replicate(self, tree: Any, divided: Any = False) -> Any:
-        """The state of a run from a tree that is the same in all processes; JAX checks that it is."""
+        """The state of a run from a tree that is the same in all processes.
 
-        def place(x: Any, rows: bool) -> Any:
-            if rows:
-                x = jax.device_put(x, self._sharding(AXIS))
-                return self._reshaped(x, self.size, -1, *x.shape[1:]) if self.how == "pmap" else x
-            if self.how == "pmap":
-                return jax.device_put(np.stack([np.asarray(x)] * self.size), self._sharding(AXIS))
-            return jax.device_put(np.asarray(x), self._sharding())
+        Arrays that lie where `shapes` says are taken as they are, and their memory is the run's from then on: a table that is made in
+        place is never held twice.
+        """
+
+        def place(x: Any, rows: bool) -> jax.Array:
+            sharding = self._sharding(AXIS) if rows else self._sharding()
+            if not isinstance(x, jax.Array) or x.sharding != sharding:
+                x = jax.device_put(x if rows else np.asarray(x), sharding)
+            if rows and self.how == "pmap":
+                return self._reshaped(x, (self.size, -1, *x.shape[1:]), donate_argnums=0)
+            return x
 
         return jax.tree.map(place, tree, jax.tree.broadcast(divided, tree))
 
     def unreplicate(self, tree: Any, divided: Any = False) -> Any:
-        """The state without a device axis, as checkpoints keep it; leaves that are divided stay so, as global arrays."""
-        if self.how == "shard_map":
-            return tree
+        """The state as checkpoints keep it, of global arrays without an axis of devices. It shares the memory of what is not divided."""
 
-        beside_parts = any(jax.tree.leaves(divided))
+        def plain(x: jax.Array, rows: bool) -> jax.Array:
+            return self._reshaped(x, (-1, *x.shape[2:])) if rows and self.how == "pmap" else x
 
-        def without_axis(x: jax.Array, rows: bool) -> jax.Array:
-            if rows:
-                return self._reshaped(x, -1, *x.shape[2:])
-            first = x.addressable_data(0)[0]
-            # On the devices of the parts, so that one computation may take both.
-            return jax.device_put(first, self._sharding()) if beside_parts else first
-
-        return jax.tree.map(without_axis, tree, jax.tree.broadcast(divided, tree))
+        return jax.tree.map(plain, tree, jax.tree.broadcast(divided, tree))
 
     def local(self, tree: Any) -> Any:
         """The result of `unreplicate` on this process's first device, to compute with in this process alone.
@@ -124,8 +120,7 @@ class DataParallel:
 
     def read(self, tree: Any) -> Any:
         """What is the same on every device, as NumPy arrays. Computes nothing on a device, where it would wait for what runs there."""
-        host = jax.device_get(self.local(tree))
-        return jax.tree.map(lambda x: x[0], host) if self.how == "pmap" else host
+        return jax.device_get(self.local(tree))
 
     def split(self, batch: Any) -> Any:
         """Split the leading axis of every leaf over the devices.
@@ -169,15 +164,16 @@ class DataParallel:
         """
         arguments = range(step.__code__.co_argcount)
         donate = (0,) if donate_state else ()
-        if self.how == "pmap":
-            in_axes = tuple(None if i in broadcast else 0 for i in arguments)
-            return jax.pmap(step, axis_name=AXIS, in_axes=in_axes, devices=self.devices, donate_argnums=donate)
-        whole, parts = PartitionSpec(), PartitionSpec(AXIS)
+        # pmap names axes of arguments, shard_map those of the mesh.
+        whole: Any = None if self.how == "pmap" else PartitionSpec()
+        parts: Any = 0 if self.how == "pmap" else PartitionSpec(AXIS)
         state = jax.tree.map(lambda rows: parts if rows else whole, divided)
-        specs = (state, *(whole if i in broadcast else parts for i in arguments[1:]))
+        places = (state, *(whole if i in broadcast else parts for i in arguments[1:]))
         results = (state, whole) if any(jax.tree.leaves(divided)) else whole
+        if self.how == "pmap":
+            return jax.pmap(step, AXIS, in_axes=places, out_axes=results, devices=self.devices, donate_argnums=donate)
         # Checking would make the gradient of a replicated argument a sum over the devices already; the step sums itself, as pmap needs it.
-        sharded = jax.shard_map(step, mesh=self._mesh, in_specs=specs, out_specs=results, check_vma=False)
+        sharded = jax.shard_map(step, mesh=self._mesh, in_specs=places, out_specs=results, check_vma=False)
         return jax.jit(sharded, donate_argnums=donate)
 
     def wait(self, name: str) -> None:
@@ -195,9 +191,9 @@ class DataParallel:
     def _sharding(self, *axes: str) -> NamedSharding:
         return NamedSharding(self._mesh, PartitionSpec(*axes))
 
-    def _reshaped(self, x: jax.Array, *shape: int) -> jax.Array:
+    def _reshaped(self, x: jax.Array, shape: tuple[int, ...], **how: Any) -> jax.Array:
         """An array that is divided by its leading axis, in another shape that is; nothing moves between devices."""
-        return jax.jit(jnp.reshape, static_argnums=1, out_shardings=self._sharding(AXIS))(x, shape)
+        return jax.jit(jnp.reshape, static_argnums=1, out_shardings=self._sharding(AXIS), **how)(x, shape)
 
 
 def join_processes(count: int, environment: Mapping[str, str] = os.environ) -> bool:

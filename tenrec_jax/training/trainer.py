@@ -178,9 +178,11 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
             log.evaluated(progress, metrics)
             with log.spending_on("checkpoint"):
                 checkpoints.save(state, progress, value)
+            del state
     with log.spending_on("checkpoint"):
         checkpoints.close()
     log.close()
+    del replicated  # room for the state that is read back
     best, _ = Checkpoints(folder, resize=row_sharded).restore(progress.best_step, like)
     best_parameters = whole_parameters(best, optimizer, parallel, like=parameters)
     return FitResult(best_parameters, progress.best_step, progress.step, time.perf_counter() - began)
