@@ -25,7 +25,7 @@ from harness import Result, measure, median_seconds, parser, report, take_turns
 from tenrec_jax.data.batches import TrainVocabulary
 from tenrec_jax.data.interactions import Interactions, Items, Users
 from tenrec_jax.evaluation.evaluator import RetrievalEvaluator
-from tenrec_jax.evaluation.statistics import bootstrap_mean
+from tenrec_jax.evaluation.statistics import bootstrap_means
 
 RANKS_BAR, MEMORY_MIB, SEARCH_BAR, EXACT_BAR, SECONDS = 3.0, 1024, 1.0, 10.0, 10.0
 HISTORY, DEEPEST, BLOCK = 10, 100, 256
@@ -173,9 +173,8 @@ def searching(sizes: Sizes, rounds: int, folder: Path, bars: bool) -> list[Resul
 
 def ten_intervals(users: int) -> None:
     """Ten metrics of so many users."""
-    values, one = np.random.default_rng(0).random((METRICS, users)), np.ones(users)
-    for value in values:
-        bootstrap_mean(value, one, seed=0, resamples=RESAMPLES)
+    values = np.random.default_rng(0).random((METRICS, users))
+    bootstrap_means({f"metric {i}": value_U for i, value_U in enumerate(values)}, seed=0, resamples=RESAMPLES)
 
 
 def prepared_intervals(users: int) -> Callable[[], None]:
