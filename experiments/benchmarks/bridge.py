@@ -61,8 +61,7 @@ def scoring(sizes: Sizes, rounds: int, clock: Clock, bars: bool) -> list[Result]
 
     @jax.jit
     def score(parameters: nnx.State, profile: Profile, events: Events, *listed: jax.Array) -> jax.Array:
-        model = nnx.merge(graphdef, parameters)
-        return model.score(model.extend(model.start(profile), events), *listed)
+        return nnx.merge(graphdef, parameters).score_after(profile, events, *listed)
 
     history = [torch.from_numpy(np.array(x)) for x in (*profile, *events)]
     candidate_1C = [torch.from_numpy(x) for x in listed]
