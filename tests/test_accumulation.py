@@ -54,6 +54,7 @@ def test_in_batch_negatives_are_those_of_the_micro_batch_on_all_devices(short_ta
     assert abs(train(task, two_devices, steps=1).loss - expected) > 1e-3 * expected
 
 
+@pytest.mark.slow
 def test_micro_batches_take_less_memory(short_table: Path) -> None:
     run = config()
     encoder = dataclasses.replace(run.ranking.model.encoder, num_layers=4, width=64, hidden=128)
