@@ -22,7 +22,7 @@ from tenrec_jax.config import RankingConfig, RetrievalConfig, ServingConfig, fro
 from tenrec_jax.data.batches import TrainVocabulary
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.errors import UserError
-from tenrec_jax.files import read_json, sha256_of, write_json
+from tenrec_jax.files import read_json, sha256_of, write_json, written_whole
 from tenrec_jax.models.features import Vocabulary
 from tenrec_jax.models.ranker import Ranker, RankerConfig
 from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
@@ -103,10 +103,8 @@ class Artifact:
 
 def save_weights(path: Path, parameters: nnx.State) -> None:
     """Write parameters as safetensors, named by their dotted path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: np.asarray(value, order="C") for name, value in named(parameters).items()}, temporary)
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        save_file({name: np.asarray(value, order="C") for name, value in named(parameters).items()}, temporary)
 
 
 def load_weights(path: Path, like: nnx.State) -> nnx.State:

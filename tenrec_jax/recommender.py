@@ -17,6 +17,7 @@ from flax import nnx
 from tenrec_jax import artifact
 from tenrec_jax.data.interactions import RawId, RawIdIndex
 from tenrec_jax.errors import UserError
+from tenrec_jax.models.compiled import item_vectors, probabilities_after
 from tenrec_jax.models.features import FeatureConfig
 from tenrec_jax.models.hashing import TableConfig, hash_rows
 from tenrec_jax.parameters import assembled, named
@@ -170,7 +171,7 @@ class Recommender:
             raise UserError(f"Not in the catalogue: {', '.join(map(str, unknown))}.")
         catalogue, features = self._artifact.catalogue, self._artifact.identity.retrieval.features
         model_item_C = self._model_items(item_C, features)
-        vector_CD = np.asarray(_item_vectors(*self._artifact.retrieval, model_item_C, catalogue.category[item_C]))
+        vector_CD = np.asarray(item_vectors(*self._artifact.retrieval, model_item_C, catalogue.category[item_C]))
         ranked = self._rank(user, item_C, vector_CD @ self._query(user)[0])
         by_item = {item.item_id: item for item in ranked}
         return tuple(by_item[raw] for raw in catalogue.item_id[item_C].tolist())
@@ -263,7 +264,7 @@ class Recommender:
         padding = (1 << (len(item_C) - 1).bit_length()) - len(item_C)
         padded_1C = np.pad(item_C, (0, padding))[None]
         probability_CA = np.asarray(
-            _probabilities(
+            probabilities_after(
                 ranking.graphdef,
                 *self._inputs(user, ranking.parameters, config.features),
                 self._model_items(padded_1C, config.features),
@@ -307,21 +308,3 @@ def _with_rows(parameters: nnx.State, rows_Sk: np.ndarray) -> nnx.State:
 def _query(graphdef: nnx.GraphDef, parameters: nnx.State, profile: Profile, events: Events) -> jax.Array:
     model = nnx.merge(graphdef, parameters)
     return model.extend(model.start(profile), events).query_BD
-
-
-@jax.jit(static_argnums=0)
-def _item_vectors(graphdef: nnx.GraphDef, parameters: nnx.State, item_C: jax.Array, category_C: jax.Array) -> jax.Array:
-    return nnx.merge(graphdef, parameters).item_vectors(item_C, category_C)
-
-
-@jax.jit(static_argnums=0)
-def _probabilities(
-    graphdef: nnx.GraphDef,
-    parameters: nnx.State,
-    profile: Profile,
-    events: Events,
-    item_BC: jax.Array,
-    category_BC: jax.Array,
-) -> jax.Array:
-    model = nnx.merge(graphdef, parameters)
-    return jax.nn.sigmoid(model.score_after(profile, events, item_BC, category_BC))

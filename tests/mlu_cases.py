@@ -60,7 +60,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "exported"
 
 
-def equal(found: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
     """To the bit on the simulated device, whose kernels are the CPU's; within the vendor's tolerance on a real one."""
     assert found.device.type == "mlu"
     tolerance = 0.0 if SIMULATED else 3e-3 * max(1.0, float(expected.detach().abs().max()))
@@ -95,13 +95,13 @@ def test_all_modes_are_equal_to_the_cpus_forward_and_backward(name: str) -> None
     for model, device in ((here, "cpu"), (there, "mlu")):
         sum(output.square().mean() for output in outputs(model, device, 1)).backward()
     for found, expected in zip(outputs(there, "mlu", 1), outputs(here, "cpu", 1), strict=True):
-        equal(found, expected)
+        assert_equal(found, expected)
     on_mlu = dict(there.named_parameters())
     for parameter, expected in here.named_parameters():
         if expected.grad is None:  # retrieval has no target token
             assert parameter == "events.target"
         else:
-            equal(on_mlu[parameter].grad, expected.grad)
+            assert_equal(on_mlu[parameter].grad, expected.grad)
 
 
 def test_training_steps_are_equal_to_the_cpus() -> None:
@@ -116,7 +116,7 @@ def test_training_steps_are_equal_to_the_cpus() -> None:
             loss.backward()
             optimizer.step()
     for found, expected in zip(there.state_dict().values(), here.state_dict().values(), strict=True):
-        equal(found, expected)
+        assert_equal(found, expected)
 
 
 def test_the_whole_recommender_answers_as_on_the_cpu(exported: Path) -> None:

@@ -42,7 +42,7 @@ def exported(folders: tuple[Path, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(folders[1], tmp_path / "exported"))
 
 
-def same_items(found: Any, expected: Any) -> None:
+def assert_same_items(found: Any, expected: Any) -> None:
     """Equal lists, ties by score in any order."""
     np.testing.assert_allclose([i.score for i in found], [i.score for i in expected], rtol=0, atol=1e-5)
     by_id = {item.item_id: item for item in expected}
@@ -74,20 +74,20 @@ def test_the_mirror_gives_the_same_recommendations_and_scores(ranked: bool, tmp_
         for how in ({"k": 20, "exclude_seen": False}, {"k": 100}):
             expected, found = here.recommend(**who, **how), there.recommend(**who, **how)
             assert len(found.items) == len(expected.items)
-            same_items(found.items, expected.items)
+            assert_same_items(found.items, expected.items)
             names = ("history_length", "unknown_items", "seen_removed", "version")
             assert [getattr(found, name) for name in names] == [getattr(expected, name) for name in names]
         some = ITEMS[3:20:4]
         scored = there.score(some, **who)
         assert [item.item_id for item in scored] == some
-        same_items(scored, here.score(some, **who))
+        assert_same_items(scored, here.score(some, **who))
 
 
 def test_text_ids_travel_too(tmp_path: Path) -> None:
     export(mirrors.write_recommender(tmp_path / "recommender", text_ids=True), tmp_path / "exported")
     there = MirrorRecommender.load(tmp_path / "exported", "cpu")
     here = Recommender.load(tmp_path / "recommender")
-    same_items(there.recommend(user_id="303").items, here.recommend(user_id="303").items)
+    assert_same_items(there.recommend(user_id="303").items, here.recommend(user_id="303").items)
     bring_back(tmp_path / "exported", tmp_path / "back")
     again = Recommender.load(tmp_path / "back").recommend(user_id="303")
     assert again.items == here.recommend(user_id="303").items
@@ -218,7 +218,7 @@ def test_weights_trained_in_pytorch_come_back(folders: tuple[Path, Path], tmp_pa
     bring_back(tmp_path / "tuned", tmp_path / "back")
     here, there = Recommender.load(tmp_path / "back"), MirrorRecommender.load(tmp_path / "tuned", "cpu")
     before = Recommender.load(folders[0]).recommend(user_id=505, k=20)
-    same_items(there.recommend(user_id=505, k=20).items, here.recommend(user_id=505, k=20).items)
+    assert_same_items(there.recommend(user_id=505, k=20).items, here.recommend(user_id=505, k=20).items)
     assert before.items != here.recommend(user_id=505, k=20).items
     # The other stage is as it was.
     name = "retrieval.safetensors"
@@ -232,7 +232,7 @@ def test_item_vectors_follow_a_trained_item_tower(folders: tuple[Path, Path], tm
     mirror_artifact.save(folders[1], tmp_path / "tuned", retrieval=two_tower)
     bring_back(tmp_path / "tuned", tmp_path / "back")
     here, there = Recommender.load(tmp_path / "back"), MirrorRecommender.load(tmp_path / "tuned", "cpu")
-    same_items(there.recommend(user_id=303, k=10).items, here.recommend(user_id=303, k=10).items)
+    assert_same_items(there.recommend(user_id=303, k=10).items, here.recommend(user_id=303, k=10).items)
 
 
 def test_commands_on_both_sides_print_the_same_answer(

@@ -39,7 +39,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-def close(found: torch.Tensor, expected: Any, tolerance: float = 1e-5) -> None:
+def assert_close(found: torch.Tensor, expected: Any, tolerance: float = 1e-5) -> None:
     """Within the tolerance of unit-scale outputs."""
     expected = np.asarray(expected)
     scale = max(1.0, float(np.abs(expected).max()))
@@ -106,7 +106,7 @@ def test_both_stages_compute_what_flax_computes_in_all_modes(
         two_tower.item_vectors(*listed),
     ]
     for of_mirror, of_flax in zip(found, expected, strict=True):
-        close(of_mirror, of_flax)
+        assert_close(of_mirror, of_flax)
 
 
 def test_a_users_state_may_be_extended_in_any_stretches() -> None:
@@ -125,7 +125,7 @@ def test_a_users_state_may_be_extended_in_any_stretches() -> None:
         for first, last in ((0, 1), (1, 34), (34, 50)):
             state = mirror.extend(state, Events(*(x[:, first:last] for x in tensors[3:])))
             assert [leaf.shape for leaf in state.encoder.memory] == size
-        close(mirror.score(state, *candidates), mirror(*tensors, *candidates).detach().numpy())
+        assert_close(mirror.score(state, *candidates), mirror(*tensors, *candidates).detach().numpy())
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_large_models_agree(layers: int) -> None:
         return serve(model, mirrors.Profile(*inputs[:3]), Events(*inputs[3:7]), *inputs[7:])
 
     expected, found = np.asarray(logits(*inputs)), mirrors.mirror_of(description, model)(*mirrors.tensors(inputs))
-    close(found, expected)
+    assert_close(found, expected)
     # The best 20 by score, so that ties do not matter.
     best = np.sort(expected[..., 0], axis=1)[:, ::-1][:, :20]
     chosen = np.take_along_axis(expected[..., 0], found[..., 0].topk(20).indices.numpy(), axis=1)
@@ -209,15 +209,17 @@ def test_joint_attention_of_both_variants_gives_the_originals_outputs() -> None:
     real = torch.from_numpy(~golden["inputs/padding_mask"])
     weights = {key.removeprefix("weights/"): array for key, array in golden.items() if key.startswith("weights/")}
     model = load_paper_attention(weights, num_heads=heads).attention
-    close(loaded(PaperAttention(x.shape[-1], heads), names.PAPER_ATTENTION, model).joint(x, real), golden["outputs/y"])
+    assert_close(
+        loaded(PaperAttention(x.shape[-1], heads), names.PAPER_ATTENTION, model).joint(x, real), golden["outputs/y"]
+    )
 
     golden = reference("tenrec_encoder")
     weights = {key.removeprefix("weights/"): array for key, array in golden.items() if key.startswith("weights/")}
     encoder = load_encoder(weights, num_heads=heads, activation=golden["meta"]["activation"]).encoder
     config = from_mapping(dataclasses.asdict(encoder.config), MirrorEncoderConfig, "encoder")
     mirror = loaded(FastformerEncoder(config).eval(), names.ENCODER, encoder)
-    close(mirror.joint(torch.from_numpy(golden["inputs/x"]), real), golden["outputs/y"])
-    close(mirror.joint(torch.from_numpy(golden["inputs/x"]), torch.ones_like(real)), golden["outputs/y_no_mask"])
+    assert_close(mirror.joint(torch.from_numpy(golden["inputs/x"]), real), golden["outputs/y"])
+    assert_close(mirror.joint(torch.from_numpy(golden["inputs/x"]), torch.ones_like(real)), golden["outputs/y_no_mask"])
 
 
 @pytest.fixture(scope="module", params=["additive", "softmax"])

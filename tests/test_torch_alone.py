@@ -36,7 +36,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "exported"
 
 
-def check(python: list[str | Path], exported: Path, folder: Path) -> None:
+def assert_serves(python: list[str | Path], exported: Path, folder: Path) -> None:
     def run(*arguments: str | Path) -> str:
         done = subprocess.run([*python, *arguments], cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -49,7 +49,7 @@ def check(python: list[str | Path], exported: Path, folder: Path) -> None:
 
 def test_it_serves_without_jax_and_numpy(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "torch_mlu_backend")
-    check([sys.executable, "-W", "ignore", "-c", PYTORCH_ALONE], exported, tmp_path)
+    assert_serves([sys.executable, "-W", "ignore", "-c", PYTORCH_ALONE], exported, tmp_path)
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_it_installs_and_serves_in_an_environment_of_pytorch_alone(exported: Pat
     source = shutil.copytree(PACKAGE, tmp_path / "source")  # pip builds in the folder itself
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", source], check=True)
     assert subprocess.run([python, "-c", "import jax"], capture_output=True, check=False).returncode == 1
-    check([python, "-W", "ignore", "-m", "torch_mlu_backend"], exported, tmp_path)
+    assert_serves([python, "-W", "ignore", "-m", "torch_mlu_backend"], exported, tmp_path)
 
 
 def files_of(name: str) -> Iterator[Path]:

@@ -35,7 +35,7 @@ def description(request: pytest.FixtureRequest) -> weights.Description:
     return request.param
 
 
-def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
     assert left.keys() == right.keys()
     for name in left:
         assert np.asarray(left[name]).tobytes() == np.asarray(right[name]).tobytes(), name
@@ -47,7 +47,7 @@ def test_jax_to_torch_to_jax_changes_no_bit(description: weights.Description, tm
     mirror_weights.save(tmp_path / "torch.safetensors", mirror_weights.load(tmp_path / "jax.safetensors"))
     found, loaded = weights.load(tmp_path / "torch.safetensors")
     assert found == description
-    same(named(loaded.parameters), named(nnx.state(model)))
+    assert_same(named(loaded.parameters), named(nnx.state(model)))
 
 
 def test_torch_to_jax_to_torch_changes_no_bit(description: weights.Description, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_torch_to_jax_to_torch_changes_no_bit(description: weights.Description, 
     found, loaded = weights.load(tmp_path / "torch.safetensors")
     weights.save(tmp_path / "jax.safetensors", found, loaded.parameters)
     returned = mirror_weights.load(tmp_path / "jax.safetensors").module.state_dict()
-    same({k: v.numpy() for k, v in mirror.state_dict().items()}, {k: v.numpy() for k, v in returned.items()})
+    assert_same({k: v.numpy() for k, v in mirror.state_dict().items()}, {k: v.numpy() for k, v in returned.items()})
 
 
 @pytest.mark.parametrize("name", ["tenrec_ranker", "tenrec_two_tower"])
@@ -73,7 +73,7 @@ def test_models_of_the_original_go_both_ways_too(name: str, tmp_path: Path) -> N
     model: Any = load_ranker(state, num_heads=4) if ranker else load_two_tower(state, num_heads=4, temperature=0.07)
     weights.save(tmp_path / "jax.safetensors", describe(model), nnx.state(model))
     mirror_weights.save(tmp_path / "torch.safetensors", mirror_weights.load(tmp_path / "jax.safetensors"))
-    same(named(weights.load(tmp_path / "torch.safetensors")[1].parameters), named(nnx.state(model)))
+    assert_same(named(weights.load(tmp_path / "torch.safetensors")[1].parameters), named(nnx.state(model)))
 
 
 def test_the_header_says_what_the_numbers_depend_on(tmp_path: Path) -> None:
@@ -164,10 +164,10 @@ def test_files_are_what_the_safetensors_library_reads_and_writes(tmp_path: Path)
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     transposed = tensors | {"matrix": torch.from_numpy(arrays["matrix"].T.copy()).T}
     safetensors_file.write(tmp_path / "ours.safetensors", transposed, {"a": "b"})
-    same(load_file(tmp_path / "ours.safetensors"), arrays)
+    assert_same(load_file(tmp_path / "ours.safetensors"), arrays)
     save_file(arrays, tmp_path / "theirs.safetensors", {"a": "b"})
     for name in ("ours", "theirs"):
         metadata, found = safetensors_file.read(tmp_path / f"{name}.safetensors")
         assert metadata == {"a": "b"}
-        same({k: v.numpy() for k, v in found.items()}, arrays)
+        assert_same({k: v.numpy() for k, v in found.items()}, arrays)
         assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in tensors.items()}

@@ -31,6 +31,13 @@ def place_in_block(offsets: np.ndarray) -> np.ndarray:
     return np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
 
 
+def stretches(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places start[i] .. stop[i] - 1 of all i, one stretch after the other: the i and the place of each."""
+    number, length = np.arange(len(start)), stop - start
+    within = place_in_block(np.concatenate([[0], np.cumsum(length)]))
+    return np.repeat(number, length), np.repeat(start, length) + within
+
+
 def process_rows(rows: int, process_index: int, process_count: int) -> slice:
     """The stretch of a batch's rows that is one process's.
 

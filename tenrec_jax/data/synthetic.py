@@ -5,9 +5,7 @@ columns in their order and, for `ctr_1m`, the ten history columns with the delet
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -24,6 +22,7 @@ from tenrec_jax.data.twin_model import Catalogue, Ints, Population, draw_catalog
 from tenrec_jax.data.twin_play import Intercepts, react, simulate, solve_intercepts, watching_times
 from tenrec_jax.data.twin_recipes import Crowd, Recipe, recipe_of
 from tenrec_jax.errors import UserError
+from tenrec_jax.files import written_whole
 
 HISTORY = 10
 CHUNK_ROWS = 500_000
@@ -95,11 +94,11 @@ def write_twin(path: Path, *, kind: str, rows: int, seed: int, progress: bool = 
     intercepts = [solve_intercepts(catalogue, recipe, crowd, rows, rng) for crowd in recipe.crowds]
     ids = _Ids(catalogue.topic_N.size)
     users = clicks = 0
-    path.parent.mkdir(parents=True, exist_ok=True)
     with (
-        _replacing(path) as csv,
-        _replacing(truth) as parquet,
-        pyarrow.parquet.ParquetWriter(parquet, _truth_schema(), write_page_checksum=True) as truth_writer,
+        written_whole(path) as csv_file,
+        written_whole(truth) as truth_file,
+        csv_file.open("wb") as csv,
+        pyarrow.parquet.ParquetWriter(truth_file, _truth_schema(), write_page_checksum=True) as truth_writer,
         tqdm(total=rows, unit="row", unit_scale=True, disable=not progress) as bar,
     ):
         csv.write((",".join(header) + "\n").encode())
@@ -235,17 +234,3 @@ def _write_csv(csv: BinaryIO, header: tuple[str, ...], chunk: _Chunk, catalogue:
 
 def _truth_schema() -> pa.Schema:
     return pa.schema([(action, pa.float32()) for action in ACTIONS])
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the name `path` once the block has ended well, and vanishes otherwise."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

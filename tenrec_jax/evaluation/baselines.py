@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenrec_jax.data.interactions import Interactions
+from tenrec_jax.data.row_blocks import stretches
 from tenrec_jax.errors import UserError
 
 _BLOCK = 1 << 22  # rows counted at a time: bounds the memory on memory-mapped tables
@@ -134,11 +135,9 @@ def recency_scorer(
 
     def score(users: np.ndarray) -> NDArray[np.float32]:
         scores_BN = np.tile(order_N, (len(users), 1))
-        start, stop = offsets[users], offsets[users + 1]
-        place = np.arange((stop - start).sum()) - np.repeat(np.cumsum(stop - start) - (stop - start), stop - start)
-        own = table.item_R[rows[np.repeat(start, stop - start) + place]]
-        user = np.repeat(np.arange(len(users)), stop - start)
-        np.maximum.at(scores_BN, (user, own - 1), (order_N.max(initial=0) + 1 + place).astype(np.float32))
+        user, place = stretches(offsets[users], offsets[users + 1])
+        nth, own = place - offsets[users][user], table.item_R[rows[place]]
+        np.maximum.at(scores_BN, (user, own - 1), (order_N.max(initial=0) + 1 + nth).astype(np.float32))
         return scores_BN
 
     return score

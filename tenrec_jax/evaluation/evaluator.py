@@ -10,7 +10,9 @@ from flax import nnx
 
 from tenrec_jax.data.batches import TimelineBatches, TimelineReader, TrainVocabulary
 from tenrec_jax.data.interactions import Interactions
+from tenrec_jax.data.row_blocks import stretches
 from tenrec_jax.evaluation.places import Places, places_of
+from tenrec_jax.models import compiled
 from tenrec_jax.timeline import Timeline
 
 
@@ -114,12 +116,8 @@ class RetrievalEvaluator:
                 block_BN[row, item - 1] = -np.inf
             lists.append(_best_items(block_BN, list_length))
             low, high = np.searchsorted(user_P[order], users), np.searchsorted(user_P[order], users, side="right")
-            row = np.repeat(np.arange(len(users)), high - low)
-            pair = order[
-                np.repeat(low, high - low)
-                + np.arange(len(row))
-                - np.repeat(np.cumsum(high - low) - (high - low), high - low)
-            ]
+            row, place = stretches(low, high)
+            pair = order[place]
             places = places_of(block_BN[row], item_P[pair] - 1)
             has_place = block_BN[row, item_P[pair] - 1] > -np.inf
             first_P[pair], last_P[pair] = (np.where(has_place, place, np.inf) for place in places)
@@ -138,10 +136,8 @@ class RetrievalEvaluator:
             yield self.users[start : start + self._block]
 
     def _seen(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        start, stop = self._reader.offsets[users], self._reader.offsets[users + 1]
-        row = np.repeat(np.arange(len(users)), stop - start)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(stop - start) - (stop - start), stop - start)
-        return row, self._table.item_R[self._visible[np.repeat(start, stop - start) + place]]
+        row, place = stretches(self._reader.offsets[users], self._reader.offsets[users + 1])
+        return row, self._table.item_R[self._visible[place]]
 
 
 class RankingEvaluator:
@@ -167,12 +163,7 @@ class RankingEvaluator:
 
 def item_vectors(model: nnx.GraphDef, parameters: Any, vocabulary: TrainVocabulary, table: Interactions) -> jax.Array:
     """The item tower's vectors of items 1..N, [N, D]; items that no training row mentions share the unknown id."""
-    return _item_vectors(model, parameters, vocabulary.item[1:], table.items.category[1:])
-
-
-@jax.jit(static_argnums=0)
-def _item_vectors(model: nnx.GraphDef, parameters: Any, item_N: jax.Array, category_N: jax.Array) -> jax.Array:
-    return nnx.merge(model, parameters).item_vectors(item_N, category_N)
+    return compiled.item_vectors(model, parameters, vocabulary.item[1:], table.items.category[1:])
 
 
 @jax.jit(static_argnums=0)

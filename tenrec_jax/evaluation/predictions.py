@@ -33,6 +33,7 @@ from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.evaluator import TargetRanks
 from tenrec_jax.evaluation.places import Places
 from tenrec_jax.evaluation.scorers import MODEL, Scorer
+from tenrec_jax.files import written_whole
 
 FORMAT_VERSION = 1
 _BLOCK = 1 << 18
@@ -84,13 +85,13 @@ def write_predictions(
     """
     metadata = {_METADATA: json.dumps(dataclasses.asdict(origin)).encode()}
     schema = pa.table(dict(_columns(table, rows[:0], scorers))).schema.with_metadata(metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
+    with (
+        written_whole(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
             writer.write_table(pa.table(dict(_columns(table, block, scorers)), schema=schema))
-    temporary.replace(path)
 
 
 def write_recommendations(
@@ -102,12 +103,9 @@ def write_recommendations(
     items = pa.ListArray.from_arrays(offsets, as_arrow(table.items.raw_id[ranks.lists_UK[listed]]))
     columns = {"user": as_arrow(table.users.raw_id[users]), "items": items}
     metadata = {_METADATA: json.dumps(dataclasses.asdict(origin)).encode()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(
-        pa.table(columns).replace_schema_metadata(metadata), temporary, compression="zstd", write_page_checksum=True
-    )
-    temporary.replace(path)
+    listed_by_user = pa.table(columns).replace_schema_metadata(metadata)
+    with written_whole(path) as temporary:
+        pq.write_table(listed_by_user, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_predictions(path: Path) -> Predictions:

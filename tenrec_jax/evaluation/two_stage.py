@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -18,6 +17,7 @@ from tenrec_jax.data.batches import TimelineReader, TrainVocabulary, Windows
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.evaluation.evaluator import RetrievalEvaluator
 from tenrec_jax.evaluation.statistics import bootstrap_means
+from tenrec_jax.models.compiled import probabilities_after
 from tenrec_jax.retrieval.index import ItemIndex
 from tenrec_jax.timeline import Events, Profile
 
@@ -59,7 +59,7 @@ class CandidateRanker:
         for start in range(0, len(item_C), block):
             item_1C = np.pad(item_C[start : start + block], (0, max(0, start + block - len(item_C))))[None]
             known_1C, category_1C = self._vocabulary.item[item_1C], self._table.items.category[item_1C]
-            found = _probabilities(self._model, self._parameters, profile, events, known_1C, category_1C)
+            found = probabilities_after(self._model, self._parameters, profile, events, known_1C, category_1C)
             worth.append(np.asarray(found)[0] @ self._values_A)
         return np.concatenate(worth)[: len(item_C)]
 
@@ -170,10 +170,3 @@ def _timed(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
     began = time.perf_counter()
     result = work()
     return result, 1e3 * (time.perf_counter() - began)
-
-
-@jax.jit(static_argnums=0)
-def _probabilities(
-    model: nnx.GraphDef, parameters: Any, profile: Profile, events: Events, item_BC: jax.Array, category_BC: jax.Array
-) -> jax.Array:
-    return jax.nn.sigmoid(nnx.merge(model, parameters).score_after(profile, events, item_BC, category_BC))

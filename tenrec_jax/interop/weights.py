@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from tenrec_jax.artifact import Model
 from tenrec_jax.config import from_mapping
 from tenrec_jax.errors import UserError
+from tenrec_jax.files import written_whole
 from tenrec_jax.interop import names
 from tenrec_jax.interop.original_models import OriginalRanker, OriginalTwoTower
 from tenrec_jax.models.blocks import EncoderConfig
@@ -107,9 +108,8 @@ def save(path: Path, description: Description, parameters: nnx.State) -> None:
         "gelu": GELU_FORM,
         "sha256": digest(weights),
     }
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(weights, temporary, header)
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        save_file(weights, temporary, header)
 
 
 def load(path: Path) -> tuple[Description, Model]:

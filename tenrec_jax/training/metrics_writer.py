@@ -12,6 +12,8 @@ from typing import Any, TextIO
 import tensorboardX
 from tqdm import tqdm
 
+from tenrec_jax.files import write_text
+
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 
 
@@ -70,7 +72,5 @@ def _reopened(path: Path, stage: str, resume_from: int) -> TextIO:
     if path.exists():
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= resume_from]
-        temporary = path.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     return path.open("a", encoding="utf-8")
