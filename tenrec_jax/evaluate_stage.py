@@ -26,6 +26,7 @@ from tenrec_jax.evaluation.oracle import oracle_scorer
 from tenrec_jax.evaluation.predictions import Origin, write_predictions, write_recommendations
 from tenrec_jax.evaluation.results import reachable_gain, scorer_results
 from tenrec_jax.evaluation.scorers import LIST_LENGTH, MODEL, POPULARITY, Scorer, baseline_scorers
+from tenrec_jax.evaluation.statistics import bootstrap_means
 from tenrec_jax.evaluation.two_stage import RANK_ALL_ITEMS, CandidateRanker, two_stage_results
 from tenrec_jax.files import write_json
 from tenrec_jax.retrieval.index import IndexConfig, ItemIndex, build_index, recall_against_exact
@@ -113,7 +114,7 @@ class _Evaluation:
             popularity = results["baselines"][POPULARITY]["ranking"]
             results["reachable_gain"] = reachable_gain(results["ranking"], popularity, results["oracle"]["ranking"])
             scorers.append(oracle)
-        results["index"] = self._index_results(query_UD)
+        results["index"] = self._index_results(evaluator, query_UD)
         if self._part == Part.TEST:
             results |= self._of_test_alone(model, evaluator, query_UD, results["skipped"])
         results["speed"] = {**self._speed, **peak_memory(jax.local_devices())}
@@ -182,14 +183,27 @@ class _Evaluation:
         if ranks is not None:
             write_recommendations(folder / f"{prefix}recommendations.parquet", origin, table, users, ranks)
 
-    def _index_results(self, query_UD: np.ndarray) -> dict[str, Any]:
+    def _index_results(self, evaluator: RetrievalEvaluator, query_UD: np.ndarray) -> dict[str, Any]:
+        """What is lost by searching approximately: hits of exact search, and next clicks in the lists of the same users."""
         index, known = self._models.index, self._data.known_items
         exact = build_index(self._models.vectors_ND[known - 1], known, IndexConfig(kind="exact"))
         sample = np.linspace(0, len(query_UD) - 1, min(INDEX_QUERIES, len(query_UD))).astype(int)
         recall = recall_against_exact(index, exact, query_UD[sample], INDEX_DEPTH)
+        shares: dict[str, list[float]] = {"with": [], "without": []}
+        for number in sample:
+            user = int(evaluator.users[number])
+            targets, excluded = evaluator.target_items(user), evaluator.excluded_items(user)
+            for name, searched in (("with", index), ("without", exact)):
+                listed = searched.search_unseen(query_UD[number : number + 1], excluded, LIST_LENGTH).items_C
+                shares[name].append(float(np.isin(targets, listed).mean()))
+        estimates = bootstrap_means({name: np.array(share) for name, share in shares.items()}, **self._bootstrap)
         return {
             "kind": index.kind,
             "items": index.size,
             "queries": len(sample),
             f"recall@{INDEX_DEPTH}_vs_exact": recall,
+            "next_clicks": {
+                "k": LIST_LENGTH,
+                "recall": {name: estimate.to_json() for name, estimate in estimates.items()},
+            },
         }

@@ -130,7 +130,10 @@ class Recommender:
         user = self._user(user_id, history)
         query_BD = self._query(user)
         queried = time.perf_counter()
-        item_C, score_C, removed = self._candidates(query_BD, user, int(k), exclude_seen)
+        seen = np.unique(user.item) if exclude_seen else np.zeros(0, np.int32)
+        score_C, item_C, removed = self._artifact.index.search_unseen(
+            query_BD, seen, max(int(k), self._artifact.serving.candidates)
+        )
         searched = time.perf_counter()
         items = self._rank(user, item_C, score_C)[:k]
         ranked = time.perf_counter()
@@ -244,17 +247,6 @@ class Recommender:
         fits_S = np.array([-(2**63) <= int(entry) < 2**63 for entry in raw])
         fitting_S = np.array([int(entry) if fits else 0 for entry, fits in zip(raw, fits_S, strict=True)], np.int64)
         return np.where(fits_S[:, None], hash_rows(fitting_S, table), table.unknown_k)
-
-    def _candidates(
-        self, query_BD: np.ndarray, user: _User, k: int, exclude_seen: bool
-    ) -> tuple[np.ndarray, np.ndarray, int]:
-        wanted = max(k, self._artifact.serving.candidates)
-        seen = np.unique(user.item) if exclude_seen else np.zeros(0, np.int32)
-        found = self._artifact.index.search(query_BD, min(wanted + len(seen), self._artifact.index.size))
-        item_C, score_C = found.items_BK[0], found.scores_BK[0]
-        real = item_C > 0
-        fresh = real & ~np.isin(item_C, seen)
-        return item_C[fresh][:wanted], score_C[fresh][:wanted], int(real.sum() - fresh.sum())
 
     def _rank(self, user: _User, item_C: np.ndarray, score_C: np.ndarray) -> list[RecommendedItem]:
         catalogue, ranking, config = self._artifact.catalogue, self._artifact.ranking, self._artifact.identity.ranking

@@ -88,6 +88,22 @@ def test_exact_search_breaks_ties_by_item_id_in_any_block_size(data, num_items, 
     np.testing.assert_array_equal(result.scores_BK[:, found:], -np.inf)
 
 
+@pytest.mark.parametrize("k", [7, 300])
+def test_what_a_user_has_seen_is_left_out_of_the_best(catalogue, queries, k):
+    vectors, ids = catalogue
+    index = build_index(vectors, ids, EXACT)
+    (best,) = brute_force(vectors, ids, queries[:1], N)[1]
+    seen = np.append(best[[0, 2, 40]], 60_000).astype(np.int32)  # the last is in no index
+    found = index.search_unseen(queries[:1], seen, k)
+    unseen = best[~np.isin(best, seen)]
+    np.testing.assert_array_equal(found.items_C, unseen[:k])
+    place = {item: row for row, item in enumerate(ids.tolist())}
+    expected = vectors[[place[item] for item in found.items_C.tolist()]] @ queries[0]
+    np.testing.assert_allclose(found.scores_C, expected, atol=1e-5)
+    assert found.removed == (2 if k == 7 else 3)
+    assert not len(index.search_unseen(queries[:1], ids, k).items_C)
+
+
 def test_scores_survive_packing_bit_by_bit():
     scores = np.array([[1e15, 1.5, 1e-45, 0.0, -1e-45, -2.25, -1e30]], np.float32)
     items = np.array([[1, 2**31 - 1, 3, 4, 5, 6, 7]], np.int32)

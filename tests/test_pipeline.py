@@ -109,6 +109,9 @@ def test_test_results_have_the_promised_keys(workdir: Path) -> None:
     assert results["test_opened"]["times"] == 1
     assert "test" not in json.dumps(results["selection"])
     assert 0 <= results["index"]["recall@100_vs_exact"] <= 1
+    found = results["index"]["next_clicks"]["recall"]
+    assert results["index"]["kind"] == "exact"
+    assert 0 < found["with"]["value"] == found["without"]["value"] < 1
     assert set(results["seconds"]) >= set(STAGES[:4])
 
 

@@ -12,6 +12,11 @@ from tenrec_jax.evaluation.side_by_side import write_side_by_side
 
 GROUP = {"rows": 1234, "targets": 567, "auc": estimate(0.71), "log_loss": UNDEFINED, "recall@20": estimate(0.2)}
 
+TRIALS = [
+    {"num_leaves": 61, "leaves_to_search": n, "reorder": 200, "recall": r, "cost": 1.5, "queries_per_second": q}
+    for n, r, q in ((3, 0.951, 20_500.4), (9, 0.9912, 8_100.0))
+]
+
 
 @pytest.fixture
 def files():
@@ -50,11 +55,21 @@ def files():
         "slices": {"training rows of the user": {"0 (new users)": GROUP, SCRIPT: {"rows": 5, "targets": 0}}},
     }
     files["table/stats.json"] = {"flagged_columns": []}
+    test["index"]["next_clicks"] = {"k": 20, "recall": {"with": estimate(0.31), "without": estimate(0.33)}}
+    files["recommender/index/tuning.json"] = {
+        "target_recall": 0.99,
+        "k": 100,
+        "queries": 777,
+        "items": 3700,
+        "chosen": TRIALS[1],
+        "trials": TRIALS,
+    }
     return files
 
 
 def page_of(folder, files):
-    (folder / "table").mkdir(parents=True, exist_ok=True)
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
     return Page(report_of(folder, files))
 
 
@@ -65,6 +80,7 @@ def test_curves_of_every_action_and_the_funnel_are_drawn(tmp_path, files):
     for action in ACTIONS:
         assert f"Reliability of {action}" in titles
     assert "Share of the clicked items that is still there" in titles
+    assert "Recall@100 and queries a second of the settings tried; the dotted line is the recall to reach" in titles
     assert len(page.ids) == len(set(page.ids))
     assert "script" not in page.tags
     assert page.headings.count(1) == 1
@@ -93,6 +109,22 @@ def test_tables_show_the_numbers_of_the_files(tmp_path, files):
     assert full == ["0 (new users)", "1,234", "567", shown(GROUP["auc"]), "n/a", shown(GROUP["recall@20"])]
     assert empty == [SCRIPT, "5", "0", "–", "–", "–"]
     assert page.tables["Evaluation of the test rows"][1:] == [["ranking rows per second", "12,346"]]
+
+
+@pytest.mark.usefixtures("no_matplotlib")
+def test_what_the_index_loses_and_how_its_settings_were_chosen_is_shown(tmp_path, files):
+    page, recall = page_of(tmp_path, files), files["eval/test.json"]["index"]["next_clicks"]["recall"]
+    assert page.tables["Next clicks in the first 20, 1,000 users"][1:] == [
+        ["with the index", shown(recall["with"])],
+        ["by exact search", shown(recall["without"])],
+    ]
+    assert page.tables["Settings tried on 777 validation queries, for a recall@100 of 0.99"][1:] == [
+        ["3 of 61", "200", "0.9510", "20,500", ""],
+        ["9 of 61", "200", "0.9912", "8,100", "chosen"],
+    ]
+    (tmp_path / "recommender" / "index" / "tuning.json").unlink()
+    del files["recommender/index/tuning.json"]
+    assert "The index was not tuned" in page_of(tmp_path, files).text
 
 
 @pytest.mark.usefixtures("no_matplotlib")

@@ -61,7 +61,7 @@ class RetrievalEvaluator:
         max_users: int = 0,
     ) -> None:
         self._table, self._vocabulary, self._visible = table, vocabulary, visible
-        self.exclude_seen, self._block = exclude_seen, block
+        self._exclude_seen, self._block = exclude_seen, block
         clicked = targets[table.labels_RA[targets, 0] > 0]
         users = np.unique(table.user_R[clicked])
         if max_users and len(users) > max_users:
@@ -111,7 +111,7 @@ class RetrievalEvaluator:
         lists = [np.zeros((0, list_length), np.int32)]
         for users in self._blocks():
             block_BN = np.array(scores(users), np.float32)
-            if self.exclude_seen:
+            if self._exclude_seen:
                 row, item = self._seen(users)
                 block_BN[row, item - 1] = -np.inf
             lists.append(_best_items(block_BN, list_length))
@@ -123,9 +123,9 @@ class RetrievalEvaluator:
             first_P[pair], last_P[pair] = (np.where(has_place, place, np.inf) for place in places)
         return TargetRanks(self._clicked, user_P, item_P, Places(first_P, last_P), np.concatenate(lists))
 
-    def seen_items(self, user: int) -> np.ndarray:
-        """Items in the visible rows of a dense user."""
-        return np.unique(self._seen(np.array([user]))[1])
+    def excluded_items(self, user: int) -> np.ndarray:
+        """Items that are taken out of the ranking of a dense user, distinct."""
+        return np.unique(self._seen(np.array([user]))[1]) if self._exclude_seen else np.zeros(0, np.int32)
 
     def target_items(self, user: int) -> np.ndarray:
         """Items that one of `users` clicked in the target rows."""

@@ -119,6 +119,30 @@ def log_curve(name: str, title: str, series: Mapping[str, Mapping[float, float]]
     return _drawn(name, title, draw, height=2.8)
 
 
+def tradeoff_plot(
+    name: str,
+    title: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    labels: tuple[str, str],
+    *,
+    mark: float,
+) -> str:
+    """Points on a linear and a logarithmic axis: series -> x and y, y above 0; a vertical line stands at `mark`."""
+
+    def draw(axes: Any) -> None:
+        for place, (label, (x, y)) in enumerate(series.items()):
+            colour, shape = SERIES[place % len(SERIES)]
+            axes.plot(x, y, color=colour, marker=shape, markersize=4, linestyle="none", label=label)
+        axes.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
+        axes.set_yscale("log")
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+
+    return _drawn(name, title, draw, height=2.8)
+
+
 def bar_chart(
     name: str, title: str, values: Mapping[str, float], *, mark: float | None = None, low: float = 0.0
 ) -> str:

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.figures import Estimate
 from tenrec_jax.evaluation.page import document
-from tenrec_jax.evaluation.report_sections import Run, index_line, run_sections
-from tenrec_jax.evaluation.result_sections import ORACLE, scorers_of
+from tenrec_jax.evaluation.report_sections import Run, run_sections
+from tenrec_jax.evaluation.result_sections import ORACLE, index_line, scorers_of
 from tenrec_jax.evaluation.stats_report import JSON_FILE
 from tenrec_jax.evaluation.tables import aligned, interval
 from tenrec_jax.files import read_json, write_text
+from tenrec_jax.retrieval.base import TUNING_FILE
 from tenrec_jax.training.metrics_writer import METRICS, TIMINGS, read_lines
 
 HEADLINE = ("recall@10", "ndcg@10", "hit@1", "mrr")
@@ -54,10 +55,12 @@ def read_run(workdir: Path) -> Run:
         if not (workdir / name).is_file():
             raise UserError(f"{workdir / name} is missing: the run is not finished. Run its command again.")
     config, environment, data, stages, validation, test = (read_json(workdir / name) for name in names)
-    optional = (workdir / "eval" / "test_details.json", workdir / "table" / JSON_FILE)
-    details, table_stats = (read_json(path) if path.is_file() else {} for path in optional)
+    optional = ("eval/test_details.json", f"table/{JSON_FILE}", f"recommender/index/{TUNING_FILE}")
+    details, table_stats, tuning = (
+        read_json(workdir / name) if (workdir / name).is_file() else {} for name in optional
+    )
     metrics, timings = (read_lines(workdir / name) for name in (METRICS, TIMINGS))
-    return Run(config, environment, data, stages, validation, test, details, table_stats, metrics, timings)
+    return Run(config, environment, data, stages, validation, test, details, table_stats, tuning, metrics, timings)
 
 
 def results_table(test: Mapping[str, Any]) -> str:

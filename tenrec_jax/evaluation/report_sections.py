@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from tenrec_jax.evaluation.figures import figures, learning_curve
 from tenrec_jax.evaluation.page import bullets, facts, folded, paragraph, table
-from tenrec_jax.evaluation.result_sections import ranking, retrieval, slices, two_stage
+from tenrec_jax.evaluation.result_sections import index_search, ranking, retrieval, slices, two_stage
 from tenrec_jax.evaluation.tables import number, percent
 
 FEW_POSITIVES = 50
 
 
 class Run(NamedTuple):
-    """The files of a workdir, read; `details` and `table_stats` are empty where there are none."""
+    """The files of a workdir, read; `details`, `table_stats` and `tuning` (of the index) are empty where there are none."""
 
     config: dict[str, Any]
     environment: dict[str, Any]
@@ -25,6 +25,7 @@ class Run(NamedTuple):
     test: dict[str, Any]
     details: dict[str, Any]
     table_stats: dict[str, Any]
+    tuning: dict[str, Any]
     metrics: list[dict[str, Any]]
     timings: list[dict[str, Any]]
 
@@ -38,7 +39,7 @@ def run_sections(run: Run) -> dict[str, str]:
         "Ranking": ranking(run.test, run.validation, run.details),
         "Both stages together": two_stage(run.test),
         "By kind of user and item": slices(run.details),
-        "Index": paragraph(f"Search over the item vectors: {index_line(run.test)}."),
+        "Index": index_search(run.test, run.tuning),
         "Learning curves": _learning(run),
         "Speed": _speed(run),
         "Limits and warnings": bullets([*_warnings(run), *_limits(run)]),
@@ -176,11 +177,3 @@ def _warnings(run: Run) -> list[str]:
         lines.append("No column of the log gives the label away (tenrec-jax stats).")
     lines += [f"Skipped: {reason}." for reason in run.test.get("skipped", [])]
     return lines
-
-
-def index_line(test: Mapping[str, Any]) -> str:
-    """One line on the index."""
-    index = test["index"]
-    recalls = [f"{key.removesuffix('_vs_exact')} {number(index[key])}" for key in index if key.endswith("_vs_exact")]
-    size = f"{index['items']:,} items, {index['queries']:,} queries"
-    return f"{index['kind']}, {', '.join(recalls)} against exact search ({size})"

@@ -11,6 +11,7 @@ from tenrec_jax.evaluation.figures import (
     figures,
     interval_plot,
     recall_curve,
+    tradeoff_plot,
 )
 from tenrec_jax.evaluation.page import heading, paragraph, table
 from tenrec_jax.evaluation.tables import interval, number, percent
@@ -151,6 +152,53 @@ def two_stage(test: Mapping[str, Any]) -> str:
         + table("From all items to the list", ["", "share of the clicked items"], rows)
         + figures(bar_chart("funnel", "Share of the clicked items that is still there", shares))
     )
+
+
+def index_search(test: Mapping[str, Any], tuning: Mapping[str, Any]) -> str:
+    """What approximate search loses, and the curve by which its settings were chosen."""
+    index = test["index"]
+    markup = paragraph(f"Search over the item vectors: {index_line(test)}.")
+    if "next_clicks" in index:
+        k, recall = index["next_clicks"]["k"], index["next_clicks"]["recall"]
+        rows = [["with the index", interval(recall["with"])], ["by exact search", interval(recall["without"])]]
+        caption = f"Next clicks in the first {k}, {index['queries']:,} users"
+        markup += table(caption, ["retrieval alone", f"recall@{k}"], rows)
+    if not tuning:
+        return markup + paragraph("The index was not tuned: it searches exactly, or by settings that were given.")
+    trials, chosen = tuning["trials"], tuning["chosen"]
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for trial in trials:
+        x, y = series.setdefault(f"{trial['num_leaves']:,} leaves", ([], []))
+        x.append(trial["recall"])
+        y.append(trial["queries_per_second"])
+    rows = [
+        [
+            f"{trial['leaves_to_search']:,} of {trial['num_leaves']:,}",
+            f"{trial['reorder']:,}",
+            number(trial["recall"]),
+            f"{trial['queries_per_second']:,.0f}",
+            "chosen" if trial == chosen else "",
+        ]
+        for trial in trials
+    ]
+    k = tuning["k"]
+    caption = (
+        f"Settings tried on {tuning['queries']:,} validation queries, for a recall@{k} of {tuning['target_recall']:g}"
+    )
+    title = f"Recall@{k} and queries a second of the settings tried; the dotted line is the recall to reach"
+    return (
+        markup
+        + figures(tradeoff_plot("tuning", title, series, (f"recall@{k}", "queries/s"), mark=tuning["target_recall"]))
+        + table(caption, ["leaves searched", "reordered", f"recall@{k}", "queries/s, once", ""], rows)
+    )
+
+
+def index_line(test: Mapping[str, Any]) -> str:
+    """One line on the index."""
+    index = test["index"]
+    recalls = [f"{key.removesuffix('_vs_exact')} {number(index[key])}" for key in index if key.endswith("_vs_exact")]
+    size = f"{index['items']:,} items, {index['queries']:,} queries"
+    return f"{index['kind']}, {', '.join(recalls)} against exact search ({size})"
 
 
 def slices(details: Mapping[str, Any]) -> str:

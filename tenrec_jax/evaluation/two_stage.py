@@ -105,13 +105,11 @@ def two_stage_results(
     outcomes, alone = [], []
     for number in _spaced(len(evaluator.users), USERS):
         user, query_1D = int(evaluator.users[number]), query_UD[number : number + 1]
-        seen = evaluator.seen_items(user) if evaluator.exclude_seen else np.zeros(0, np.int32)
-        outcomes.append(pair.outcome(user, evaluator.target_items(user), seen, query_1D))
+        outcomes.append(pair.outcome(user, evaluator.target_items(user), evaluator.excluded_items(user), query_1D))
     if index.size <= RANK_ALL_ITEMS:
         for number in _spaced(len(evaluator.users), RANK_ALL_USERS):
             user = int(evaluator.users[number])
-            seen = evaluator.seen_items(user) if evaluator.exclude_seen else np.zeros(0, np.int32)
-            alone.append(pair.share_of_ranker(user, evaluator.target_items(user), seen))
+            alone.append(pair.share_of_ranker(user, evaluator.target_items(user), evaluator.excluded_items(user)))
 
     shares = {name: np.array([outcome.shares[name] for outcome in outcomes]) for name in outcomes[0].shares}
     bootstrap = {"seed": seed, "resamples": resamples}
@@ -139,13 +137,7 @@ class _Pair:
 
     def outcome(self, user: int, targets: np.ndarray, seen: np.ndarray, query_1D: np.ndarray) -> _Outcome:
         """What becomes of a user's targets from the index to the list."""
-
-        def search() -> np.ndarray:
-            wanted = min(self._candidates + len(seen), self._index.size)
-            found = self._index.search(query_1D, wanted).items_BK[0]
-            return found[(found > 0) & ~np.isin(found, seen)][: self._candidates]
-
-        item_C, retrieval_ms = _timed(search)
+        item_C, retrieval_ms = _timed(lambda: self._index.search_unseen(query_1D, seen, self._candidates).items_C)
         worth_C, ranking_ms = _timed(lambda: self._ranker.worth(user, item_C, self._candidates))
         lists = {"candidates": item_C, "pair": _best(item_C, worth_C), "retrieval": item_C[:LENGTH]}
         shares = {name: float(np.isin(targets, listed).mean()) for name, listed in lists.items()}

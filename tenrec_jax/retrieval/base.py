@@ -11,7 +11,7 @@ from tenrec_jax.errors import UserError
 from tenrec_jax.files import json_text
 from tenrec_jax.retrieval.checks import checked_ids, checked_vectors
 from tenrec_jax.retrieval.config import IndexConfig
-from tenrec_jax.retrieval.hits import Floats, Ids, Keys, SearchResult, sorted_hits
+from tenrec_jax.retrieval.hits import Floats, Ids, Keys, SearchResult, UnseenHits, sorted_hits
 from tenrec_jax.retrieval.store import Manifest, written_as_a_whole
 from tenrec_jax.retrieval.tuning import Tuning
 
@@ -66,6 +66,17 @@ class ItemIndex(ABC):
         queries = self._checked_queries(queries_BD)
         found = min(k, self.size) if len(queries) else 0
         return sorted_hits(self._nearest(queries, found) if found else np.empty((len(queries), 0), np.uint64), k)
+
+    def search_unseen(self, query_1D: NDArray, seen: Ids, k: int) -> UnseenHits:
+        """The k best items of one query [1, D] beside those that are seen (distinct ids); fewer where the index holds no more.
+
+        Raises:
+            UserError, ValueError: as `search` does.
+        """
+        (scores_C,), (items_C,) = self.search(query_1D, max(1, min(k + len(seen), self.size)))
+        found = items_C > 0
+        unseen = found & ~np.isin(items_C, seen)
+        return UnseenHits(scores_C[unseen][:k], items_C[unseen][:k], int(found.sum() - unseen.sum()))
 
     def upsert(self, item_ids_M: ArrayLike, vectors_MD: NDArray) -> None:
         """Add items, or give items that are there another vector. Searches find them at once, as exact search does.

@@ -19,6 +19,14 @@ class SearchResult(NamedTuple):
     items_BK: Ids
 
 
+class UnseenHits(NamedTuple):
+    """Hits of one query among what a user has not seen, best first: scores [C], item ids [C], and how many hits were seen."""
+
+    scores_C: Floats
+    items_C: Ids
+    removed: int
+
+
 def packed(scores: Floats, items: Ids) -> Keys:
     """The score's bits, made monotone, above the item id."""
     bits = (scores + np.float32(0)).view(np.uint32)  # the sum turns -0.0 into 0.0
