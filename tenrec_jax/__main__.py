@@ -23,8 +23,8 @@ from tenrec_jax.evaluation.report import write_report
 from tenrec_jax.evaluation.side_by_side import write_side_by_side
 from tenrec_jax.evaluation.stats_report import JSON_FILE, PAGE_FILE, summary, write_stats
 from tenrec_jax.files import json_text
-from tenrec_jax.interop.export import bring_back, export
-from tenrec_jax.interop.original_scorer import DEFAULT_TEMPERATURE, OriginalScorer, import_original, is_original
+from tenrec_jax.interop import commands as interop
+from tenrec_jax.interop.original_scorer import OriginalScorer, is_original
 from tenrec_jax.recommender import Recommendations, RecommendedItem, Recommender
 
 EXAMPLES = """examples:
@@ -75,6 +75,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _add_data(commands)
+    _add_stats(commands)
+    _add_serving(commands)
+    interop.add_commands(commands)
+    compare.add_command(commands)
+    report = commands.add_parser("report", help="write report.html again from a run's files, or a page of several runs")
+    report.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="workdir of a run; several stand side by side"
+    )
+    report.add_argument(
+        "--out", type=Path, default=Path("runs.html"), help="page of several runs (default: %(default)s)"
+    )
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     synth = commands.add_parser("synth", help="write a synthetic log in Tenrec's format, with its true probabilities")
     synth.add_argument("--kind", choices=TWIN_KINDS, default="qb_video", help="format to write (default: %(default)s)")
     synth.add_argument("--rows", type=int, default=300_000, help="rows to write (default: %(default)s)")
@@ -130,8 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     table.set_defaults(run=_ingest)
 
-    _add_stats(commands)
 
+def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     recommend = commands.add_parser("recommend", help="recommend items to a user, or from a history")
     recommend.add_argument("--recommender", type=Path, required=True, help="folder that launch.py wrote")
     who = recommend.add_mutually_exclusive_group(required=True)
@@ -142,20 +159,6 @@ def _parser() -> argparse.ArgumentParser:
     recommend.add_argument("--json", action="store_true", help="machine-readable output")
     recommend.set_defaults(run=_recommend)
 
-    _add_interop(commands)
-    compare.add_command(commands)
-    report = commands.add_parser("report", help="write report.html again from a run's files, or a page of several runs")
-    report.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="workdir of a run; several stand side by side"
-    )
-    report.add_argument(
-        "--out", type=Path, default=Path("runs.html"), help="page of several runs (default: %(default)s)"
-    )
-    report.set_defaults(run=_report)
-    return parser
-
-
-def _add_interop(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     score = commands.add_parser("score", help="score given items for a user, or with a model of the original system")
     score.add_argument("--recommender", type=Path, required=True, help="folder that launch.py or import-original wrote")
     score.add_argument("--user", help="raw id of a user")
@@ -166,31 +169,6 @@ def _add_interop(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     score.add_argument("--categories", help="of the candidates, comma-separated; likewise")
     score.add_argument("--json", action="store_true", help="machine-readable output")
     score.set_defaults(run=_score)
-
-    exporting = commands.add_parser(
-        "export", help="write a recommender for torch_mlu_backend, which needs PyTorch alone"
-    )
-    exporting.add_argument("--recommender", type=Path, required=True, help="folder that launch.py wrote")
-    exporting.add_argument("--out", type=Path, required=True, help="new folder to write")
-    exporting.set_defaults(run=_export)
-
-    importing = commands.add_parser("import", help="make a recommender of an exported folder, trained further or not")
-    importing.add_argument("--exported", type=Path, required=True, help="folder that export or torch_mlu_backend wrote")
-    importing.add_argument("--out", type=Path, required=True, help="new folder to write")
-    importing.set_defaults(run=_import)
-
-    original = commands.add_parser(
-        "import-original", help="read a checkpoint of the original system's ranker or two-tower"
-    )
-    original.add_argument("checkpoint", type=Path, metavar="CKPT", help="state dict: .pt, .safetensors or .npz")
-    original.add_argument("--out", type=Path, required=True, help="new folder to write")
-    original.add_argument(
-        "--temperature",
-        type=float,
-        default=DEFAULT_TEMPERATURE,
-        help="of a two-tower, whose checkpoint does not hold it (default: %(default)s)",
-    )
-    original.set_defaults(run=_import_original)
 
 
 def _add_stats(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -310,20 +288,6 @@ def _score_with_original(options: argparse.Namespace) -> None:
     print(f"{'item':>12}  {'score':>9}  logits")
     for item, score, logits in zip(candidates, found.scores, found.logits, strict=True):
         print(f"{item:>12}  {score:>9.4f}  {' '.join(f'{logit:.4f}' for logit in logits)}")
-
-
-def _export(options: argparse.Namespace) -> None:
-    loaded = export(options.recommender, options.out)
-    print(f"{options.out}: version {loaded.version}; check it with python -m torch_mlu_backend verify {options.out}")
-
-
-def _import(options: argparse.Namespace) -> None:
-    print(f"{options.out}: version {bring_back(options.exported, options.out).version}")
-
-
-def _import_original(options: argparse.Namespace) -> None:
-    kind = import_original(options.checkpoint, options.out, temperature=options.temperature)
-    print(f"{options.out}: {kind.replace('_', ' ')}; tenrec-jax score and python -m torch_mlu_backend score read it")
 
 
 def _who(
