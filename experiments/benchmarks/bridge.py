@@ -7,12 +7,12 @@ candidate by itself, with the same weights, which is checked before anything is 
 PyTorch: user, history and 128 candidates at a time in one sequence in which all tokens pool over all.
 
 Bars: the mirror within 1.5 times of JAX, either way; 3 times faster than the original's way. A user's state may also be kept, which the
-original's way cannot do: scoring from it is measured too.
+original's way cannot do: scoring from it is measured too, and so are the mirror under `torch.compile`, and both in bfloat16.
 """
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -78,9 +78,20 @@ def scoring(sizes: Sizes, rounds: int, clock: Clock, bars: bool) -> list[Result]
 
     np.testing.assert_allclose(with_mirror(0), with_jax(0), rtol=0, atol=1e-5)
     np.testing.assert_allclose(from_state(0), with_mirror(0), rtol=0, atol=1e-5)
-    sides = [with_jax, with_mirror, from_state, original_way(sizes, history, candidate_1C)]
+    original_alone, compiled = original_way(sizes, history, candidate_1C), torch.compile(mirror)
+    sides = [
+        with_jax,
+        with_mirror,
+        from_state,
+        original_alone,
+        lambda _: compiled(*history, *candidate_1C),
+        in_bfloat16(with_mirror),
+        in_bfloat16(original_alone),
+    ]
     with torch.inference_mode():
-        in_jax, in_mirror, kept, original = median_milliseconds(sides, rounds, clock)
+        in_jax, in_mirror, kept, original, in_compiled, short, original_short = median_milliseconds(
+            sides, rounds, clock
+        )
     work = f"ms, {sizes.candidates} candidates, {sizes.history} events, {sizes.layers} x {sizes.width}"
     rival = f"the original's way, {CHUNK} at a time"
     return [
@@ -88,10 +99,24 @@ def scoring(sizes: Sizes, rounds: int, clock: Clock, bars: bool) -> list[Result]
         Result(f"{work}, JAX", "mirror", in_jax, in_mirror, in_mirror / in_jax, bars / 1.5),
         Result(f"{work}, mirror", rival, in_mirror, original, original / in_mirror, 3.0 * bars),
         Result(f"{work}, mirror, state kept", rival, kept, original, original / kept, 0.0),
+        Result(f"{work}, mirror, torch.compile", rival, in_compiled, original, original / in_compiled, 0.0),
+        Result(f"{work}, mirror, bfloat16", f"{rival}, bfloat16", short, original_short, original_short / short, 0.0),
     ]
 
 
-def original_way(sizes: Sizes, history: Sequence[torch.Tensor], candidate_1C: Sequence[torch.Tensor]) -> Any:
+def in_bfloat16(side: Callable[[int], torch.Tensor]) -> Callable[[int], torch.Tensor]:
+    """The side under autocast."""
+
+    def run(turn: int) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return side(turn)
+
+    return run
+
+
+def original_way(
+    sizes: Sizes, history: Sequence[torch.Tensor], candidate_1C: Sequence[torch.Tensor]
+) -> Callable[[int], torch.Tensor]:
     """Scores by the original's ranker: each chunk of candidates in one sequence with the user and the history."""
     shape = torch_rival.Shape(
         layers=sizes.layers,
