@@ -45,8 +45,8 @@ class EncoderConfig:
             softmax, so this is an exponential decay of older events: linear for additive attention, the bias of ALiBi for softmax.
         dropout: rate on the outputs of attention and feed-forward and on its hidden layer.
         remat: "none" or a policy of `jax.checkpoint_policies` by name, for example "nothing_saveable" or "dots_saveable".
-        unroll: unroll the loop over layers. Measured on two cores at width 128, 2 to 24 layers: steps take 13 to 24 % less time, but
-            compiling takes 1.2 times as long at 4 layers, 3 times at 12 and 5 times at 24, for every function of the model, and
+        unroll: unroll the loop over layers. Measured on two cores at width 128, 2 to 24 layers: steps take 19 to 26 % less time, but
+            compiling takes as long at 4 layers, 2.6 times as long at 12 and 6 times at 24, for every function of the model, and
             rematerialisation then frees next to no memory. Hence off by default; worth it for up to about 4 layers.
         attention: "additive", the Fastformer's, linear in the number of tokens and with a state of constant size; or "softmax", quadratic
             and with a state that holds every token.
