@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tenrec_jax.errors import UserError
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -16,11 +18,27 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(temporary)
         temporary.replace(path)
+        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder, before going on: a rename after it survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_tree(folder: Path) -> None:
+    """`flush` everything in a folder, and the folder."""
+    for path in folder.rglob("*"):
+        flush(path)
+    flush(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -40,8 +58,24 @@ def json_text(value: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value of a JSON file.
+
+    Raises:
+        UserError: it holds no JSON, or nests deeper than any file of ours.
+    """
+    return parsed_json(path.read_bytes(), str(path))
+
+
+def parsed_json(text: str | bytes, source: str) -> Any:
+    """The value of a JSON text; `source` names it in messages.
+
+    Raises:
+        UserError: it is no JSON, or nests deeper than any text that is meant.
+    """
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source} holds no readable JSON: {error}.") from error
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -46,10 +46,10 @@ from tenrec_jax.data.manifest import (
 from tenrec_jax.data.quarantine import FILE as QUARANTINE_FILE
 from tenrec_jax.data.quarantine import Quarantine
 from tenrec_jax.data.schema import Kind, Role, check_features
-from tenrec_jax.data.shards import Oddities, RowOrder, flush
+from tenrec_jax.data.shards import Oddities, RowOrder
 from tenrec_jax.data.workspace import workspace
 from tenrec_jax.errors import UserError
-from tenrec_jax.files import sha256_of, write_json
+from tenrec_jax.files import flush, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ gathered from all chunks, brought into order and becomes one Parquet shard, what
 
 import hashlib
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from tenrec_jax.data.arrow import as_arrow, as_numpy
 from tenrec_jax.data.schema import CONFLICTS, ITEM, USER
+from tenrec_jax.files import flush
 
 BUCKET_USERS = 4096
 CHUNK_ROWS = 1 << 21
@@ -239,12 +239,3 @@ class ColumnFile:
         """Type, shape, and SHA-256 of the values."""
         shape = (self._rows, self._width) if self._width else (self._rows,)
         return self._dtype.str, shape, self._digest.hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Force a file or folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
