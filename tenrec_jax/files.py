@@ -1,5 +1,7 @@
 """Whole files or none: atomic writes, content hashes, and JSON."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -9,6 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from tenrec_jax.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def full_disk(error: BaseException) -> bool:
+    """Whether an error says that there is no room; libraries in C++ and Rust say so in words alone."""
+    return (isinstance(error, OSError) and error.errno in FULL) or any(os.strerror(code) in str(error) for code in FULL)
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file, which the system lets go of however this process ends.
+
+    Raises:
+        UserError: another process holds it; `what` says what that one is doing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another process {what}. Wait for it, or name another place.") from None
+        yield
 
 
 @contextmanager

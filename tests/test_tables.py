@@ -330,7 +330,7 @@ def test_rows_divided_over_devices_decay_and_average_by_the_dense_formulas(
 
     def step(state: TrainState, _: jax.Array, ids: dict, gradient_PD: jax.Array) -> tuple:
         row_D = optimizer.rows(state, ids)
-        state, norms = optimizer.update(state, ids, {}, {"table": gradient_PD})
+        state, norms, _ = optimizer.update(state, ids, {}, {"table": gradient_PD})
         return state, (row_D, norms)
 
     step_fn = parallel.compile(step, broadcast=(2, 3), divided=optimizer.divided)

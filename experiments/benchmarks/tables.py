@@ -251,8 +251,9 @@ def checked_tables(training: Training, folder: Path) -> float:
     def begin(key: jax.Array) -> TrainState:
         return optimizer.init(named(task.init(key)))
 
-    like = DataParallel().shapes(jax.eval_shape(begin, init_key))
-    found = Checkpoints(folder / "checkpoints" / task.name).latest(like)
+    parallel = DataParallel()
+    like, origin = parallel.shapes(jax.eval_shape(begin, init_key)), {"stage": task.name, "seed": 0}
+    found = Checkpoints(folder / "checkpoints" / task.name, parallel, origin).latest(like)
     assert found
     kept = found[0].tables, found[0].table_states
     first = jax.jit(begin)(init_key)

@@ -14,21 +14,32 @@ from tqdm import tqdm
 
 from tenrec_jax.files import write_text
 
-METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
+METRICS, TIMINGS, BAD_BATCHES = "metrics.jsonl", "timings.jsonl", "bad_batches.jsonl"
+# What a checkpoint keeps a copy of: these files are part of a run's result.
+KEPT = (METRICS, BAD_BATCHES)
 
 
 class MetricsWriter:
-    """Appends the numbers of one stage to the two files and to TensorBoard.
+    """Appends the numbers of one stage to the two files and to TensorBoard, and its bad steps to `bad_batches.jsonl`.
 
     Args:
         workdir: of the run.
         stage: name of the stage; written into every line and before every TensorBoard tag.
         resume_from: lines of this stage beyond this step belong to work that will be done again; they are dropped.
+        logs: the texts of the files in `KEPT` as of that step, from its checkpoint: they are written anew, whatever has become of the
+            files. None in a stage that starts.
     """
 
-    def __init__(self, workdir: Path, stage: str, *, resume_from: int) -> None:
-        self._stage = stage
+    def __init__(self, workdir: Path, stage: str, *, resume_from: int, logs: Mapping[str, str] | None) -> None:
+        self._stage, self._workdir = stage, workdir
+        if logs is not None:
+            for name in KEPT:
+                (workdir / name).unlink(missing_ok=True)
+            for name, text in logs.items():
+                write_text(workdir / name, text)
         self._metrics, self._timings = (_reopened(workdir / name, stage, resume_from) for name in (METRICS, TIMINGS))
+        if (workdir / BAD_BATCHES).exists():
+            _reopened(workdir / BAD_BATCHES, stage, resume_from).close()
         self._tensorboard = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard" / stage), purge_step=resume_from + 1, flush_secs=10
         )
@@ -40,6 +51,16 @@ class MetricsWriter:
     def write_timings(self, step: int, values: Mapping[str, float]) -> None:
         """One line of `timings.jsonl`, and one TensorBoard point a value."""
         self._append(self._timings, step, values)
+
+    def write_bad_batch(self, step: int, examples: Mapping[str, Any]) -> None:
+        """One line of `bad_batches.jsonl`; see `Task.examples`."""
+        with (self._workdir / BAD_BATCHES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": self._stage, "step": step, **examples}) + "\n")
+
+    def logs(self) -> dict[str, str]:
+        """The texts of the files in `KEPT` that are there."""
+        paths = (self._workdir / name for name in KEPT)
+        return {path.name: path.read_text(encoding="utf-8") for path in paths if path.exists()}
 
     def close(self) -> None:
         """Write out what is buffered."""

@@ -131,34 +131,52 @@ class Optimizer:
         return jax.lax.psum(rows, AXIS) if self._shards > 1 else rows
 
     def update(
-        self, state: TrainState, ids: Mapping[str, jax.Array], gradient: Named, row_gradient: Named
-    ) -> tuple[TrainState, Norms]:
+        self,
+        state: TrainState,
+        ids: Mapping[str, jax.Array],
+        gradient: Named,
+        row_gradient: Named,
+        loss: jax.typing.ArrayLike = 0.0,
+    ) -> tuple[TrainState, Norms, jax.Array]:
         """One step, in place where the state is donated.
+
+        A step is bad if its loss, its gradient or the dense weights after it are not finite. A bad step is counted and moves nothing:
+        parameters and what the rules remember stay as they are, to the bit; moving averages come nearer to them.
 
         Args:
             state: before it. ids: as for `rows`.
             gradient: of the dense weights. row_gradient: of the rows; both averaged over the examples of all devices.
+            loss: of the step, the same on all devices.
+
+        Returns:
+            The state after it, its norms (of a bad step, some are not finite), and whether it was good.
         """
         both = gradient, row_gradient
         norm = optax.tree.norm(both)
         gradient, row_gradient = tables.clip_by_global_norm(both, self._clip_norm)[0] if self._clip_norm else both
         updates, optimizer = self._dense.update(gradient, state.optimizer, state.dense)
         dense = optax.apply_updates(state.dense, updates)
+        norms = Norms(norm, optax.tree.norm(dense), optax.tree.norm(updates))
+        good = jnp.isfinite(jnp.asarray(loss)) & jnp.isfinite(norms.gradient) & jnp.isfinite(norms.parameter)
+        dense, optimizer = jax.tree.map(
+            lambda after, before: jnp.where(good, after, before), (dense, optimizer), (state.dense, state.optimizer)
+        )
         stored, states = {}, {}
         for name, table in state.tables.items():
+            ids_P = self._here(name, table, ids)
             stored[name], states[name] = tables.update(
                 self._rule,
                 table,
                 state.table_states[name],
-                self._here(name, table, ids),
+                # A bad step names no row, and decays none.
+                jnp.where(good, ids_P, len(table) + jnp.arange(len(ids_P))),
                 row_gradient[name],
-                self._rates[name](state.step),
+                jnp.where(good, self._rates[name](state.step), 0.0),
                 state.step,
                 average_decay=self._average_decay,
             )
         average = optax.incremental_update(dense, state.average, 1.0 - self._average_decay) if state.average else {}
-        norms = Norms(norm, optax.tree.norm(dense), optax.tree.norm(updates))
-        return TrainState(state.step + 1, dense, stored, optimizer, states, average), norms
+        return TrainState(state.step + 1, dense, stored, optimizer, states, average), norms, good
 
     def learning_rates(self, step: jax.Array) -> Named:
         """The learning rates of a step, by name."""

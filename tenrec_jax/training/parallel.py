@@ -7,6 +7,7 @@ of all processes.
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,9 @@ from tenrec_jax.errors import UserError
 
 AXIS = "data"
 How = Literal["auto", "pmap", "shard_map"]
+
+# Results of a step are read so many steps later, when they are there without waiting.
+STEPS_BEHIND = 2
 
 # How a process is told its place, where no scheduler that JAX knows does it. JAX itself reads the first.
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -179,6 +183,24 @@ class DataParallel:
     def wait(self, name: str) -> None:
         """Go on when every process has come to the point of this name."""
         multihost_utils.sync_global_devices(name)
+
+    def any_asked(self) -> Callable[[bool], bool]:
+        """A function that all processes call after every step, each with its own answer: whether one of them has said yes.
+
+        All get the same answer at the same step, in a run of several processes `STEPS_BEHIND` steps late: nobody waits for it.
+        """
+        if self.process_count == 1:
+            return bool
+        devices = sum(device.process_index == self.process_index for device in self.devices)
+        largest = jax.jit(jnp.max, out_shardings=self._sharding())
+        answers: deque[jax.Array] = deque()
+
+        def ask(asked: bool) -> bool:
+            mine = np.full(devices, asked, np.int32)
+            answers.append(largest(jax.make_array_from_process_local_data(self._sharding(AXIS), mine)))
+            return len(answers) > STEPS_BEHIND and bool(self.read(answers.popleft()))
+
+        return ask
 
     def from_main(self, value: float) -> float:
         """The main process's value, in all of them: what they decide by must not differ by a rounding."""

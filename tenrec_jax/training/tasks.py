@@ -60,6 +60,7 @@ class HashedTask:
     """
 
     name: str
+    _batches: TimelineBatches
 
     def __init__(self, model: nnx.Module, hashed: Mapping[str, HashedIds]) -> None:
         self.graphdef, self._rows = nnx.split(model)[0], nnx.state(model, HashRows)
@@ -71,6 +72,11 @@ class HashedTask:
         """Parameters with the rows of all ids, as the model is evaluated and kept."""
         rows = {HASHED[space][1]: jnp.asarray(ids.rows_Nk) for space, ids in self._hashed.items()}
         return nnx.merge_state(parameters, assembled(self._rows, rows))
+
+    def examples(self, step: int) -> dict[str, Any]:
+        """The rows of the table that count in a step's batch."""
+        batch = self._batches(step)
+        return {"rows": batch.row[batch.score].tolist()}
 
     def collisions(self) -> list[str]:
         """A line for each hashed table: the shares of the log's ids that share rows, counted."""

@@ -3,20 +3,24 @@
 Resume rules, which the code below obeys:
 
 1. Batches and dropout keys are functions of (seed, step), so a checkpoint holds no iterator and no key.
-2. A checkpoint is written after every evaluation, with the parameters, the optimiser's state and where selection stands.
-3. A run that finds a checkpoint goes on after its step; lines of `metrics.jsonl` beyond that step are dropped, since they come again.
-   Averages are flushed before a checkpoint, so they come again the same.
+2. A checkpoint is written before every evaluation, and when the run is told to stop. It holds the parameters, the optimiser's state, where
+   selection stands, the window of steps that it cuts in two, and the run's `metrics.jsonl` and `bad_batches.jsonl`.
+3. A run goes on from its newest checkpoint that is whole. Those files are written anew from it: lines beyond its step come again. If an
+   evaluation was due at its step, it comes first.
 4. The result is the best evaluated step's parameters, read back from its checkpoint.
 5. Of several processes, each assembles its rows of a batch and all write a checkpoint together, in a folder that all can reach. The first
-   alone evaluates and writes metrics; the others take its selection value, so that all stop at the same step.
+   alone evaluates and writes metrics; the others take its selection value, and all stop at the same step.
+6. A step whose loss or gradient is not finite moves nothing. After `max_bad_steps` of them in a row the run stops without a checkpoint.
 """
 
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -24,11 +28,17 @@ import jax.numpy as jnp
 from clu.metrics import Collection
 from flax import nnx
 
+from tenrec_jax.errors import UserError
 from tenrec_jax.parameters import assembled, named
-from tenrec_jax.training.checkpoints import Checkpoints, Progress
+from tenrec_jax.training.bad_steps import BadSteps
+from tenrec_jax.training.checkpoints import Checkpoints, Progress, Saved
+from tenrec_jax.training.metrics_writer import BAD_BATCHES
 from tenrec_jax.training.optimizers import Named, Optimizer, OptimizerConfig, TrainState, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel
+from tenrec_jax.training.stopping import Stopping
 from tenrec_jax.training.train_log import TrainLog, step_metrics
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class TrainConfig:
         accumulate: micro-batches into which each device splits its rows of a batch, one after the other, to hold the activations of one at
             a time. The update is that of the whole batch, but for what depends on more than a row: in-batch negatives are those of the
             micro-batch (over all devices), and dropout and pairs are drawn anew in each.
+        max_bad_steps: steps in a row with a loss or gradient that is not finite after which training stops.
         optimizer: how the parameters move.
     """
 
@@ -55,6 +66,7 @@ class TrainConfig:
     average_decay: float = 0.0
     table_placement: Literal["replicated", "row_sharded"] = "replicated"
     accumulate: int = 1
+    max_bad_steps: int = 3
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
@@ -105,6 +117,9 @@ class Task(Protocol):
     def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
         """The host's arrays of one step, a pure function of it; of `split`, one process's stretch of the rows."""
 
+    def examples(self, step: int) -> dict[str, Any]:
+        """What a step's batch was made of, for people to look at: JSON."""
+
     def loss(self, parameters: nnx.State, batch: Batch, key: jax.Array) -> LossSum:
         """One device's loss; may gather over the axis `AXIS`. Tables hold the rows of `batch.ids` alone."""
 
@@ -121,8 +136,17 @@ class FitResult(NamedTuple):
     seconds: float
 
 
-def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: DataParallel) -> FitResult:
-    """Train a stage, or go on with it.
+def fit(
+    task: Task,
+    config: TrainConfig,
+    *,
+    workdir: Path,
+    seed: int,
+    parallel: DataParallel,
+    stopping: Stopping | None = None,
+    origin: Mapping[str, Any] = MappingProxyType({}),
+) -> FitResult:
+    """Train a stage, or go on where an interrupted run stopped.
 
     Args:
         task: the stage.
@@ -130,62 +154,140 @@ def fit(task: Task, config: TrainConfig, *, workdir: Path, seed: int, parallel: 
         workdir: of the run; checkpoints go to `checkpoints/<task.name>`.
         seed: of the parameters and of dropout.
         parallel: devices to run on.
+        stopping: hears whether the run is told to stop.
+        origin: what the checkpoints are of, beside stage and seed: those of anything else are refused.
 
     Returns:
         The parameters of the best evaluation.
+
+    Raises:
+        UserError: no evaluation gave a number, too many steps in a row were bad, or a checkpoint cannot be written or is another run's.
+        Stopped: the run was told to stop; a checkpoint is written.
     """
     began = time.perf_counter()
-    steps = config.epochs * task.steps_per_epoch
-    shards, row_sharded = config.shards(parallel.size), config.table_placement == "row_sharded"
-    optimizer = make_optimizer(config.optimizer, steps, task.tables, config.average_decay, shards)
-    init_key, dropout_key = jax.random.split(jax.random.key(seed))
-    parameters = jax.eval_shape(task.init, init_key)
+    training = _Training(task, config, workdir, seed, parallel, stopping or Stopping(), origin)
+    progress = training.run()
+    if progress.best_value is None:
+        raise UserError(
+            f"No evaluation of stage {task.name} gave a number to choose by: the validation rows are too few, or all of one kind."
+        )
+    return FitResult(training.best(), progress.best_step, progress.step, time.perf_counter() - began)
 
-    def begin(key: jax.Array) -> TrainState:
-        return optimizer.init(named(task.init(key)))
 
-    like = parallel.shapes(jax.eval_shape(begin, init_key), optimizer.divided)
-    folder = workdir / "checkpoints" / task.name
-    checkpoints = Checkpoints(folder, resize=row_sharded)
-    restored = checkpoints.latest(like)
-    if restored is None:
+class _Training:
+    """A stage while it trains: its state, where selection stands, and what it tells. Arguments are those of `fit`."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: TrainConfig,
+        workdir: Path,
+        seed: int,
+        parallel: DataParallel,
+        stopping: Stopping,
+        origin: Mapping[str, Any],
+    ) -> None:
+        self._task, self._config, self._parallel, self._stopping = task, config, parallel, stopping
+        self._steps, row_sharded = config.epochs * task.steps_per_epoch, config.table_placement == "row_sharded"
+        shards = config.shards(parallel.size)
+        self._optimizer = make_optimizer(config.optimizer, self._steps, task.tables, config.average_decay, shards)
+        self._init_key, self._dropout_key = jax.random.split(jax.random.key(seed))
+        self._parameters = jax.eval_shape(task.init, self._init_key)
+        self._like = parallel.shapes(jax.eval_shape(self._begin, self._init_key), self._optimizer.divided)
+        folder, origin = workdir / "checkpoints" / task.name, {"stage": task.name, "seed": seed, **origin}
+        self._checkpoints = Checkpoints(folder, parallel, origin, resize=row_sharded)
+        state, resumed = self._checkpoints.latest(self._like) or (self._fresh(), None)
+        self._step_fn = compile_step(task, self._optimizer, parallel, self._parameters, accumulate=config.accumulate)
+        self._replicated = parallel.replicate(state, self._optimizer.divided)
+        del state
+        self._progress = resumed.progress if resumed else Progress()
+        if resumed:
+            logger.info("%s: going on after step %d of %d", task.name, self._progress.step, self._steps)
+        self._log = TrainLog(
+            workdir,
+            task.name,
+            labels_per_example=task.labels_per_example,
+            steps=self._steps,
+            resumed=resumed,
+            parallel=parallel,
+        )
+        self._bad_steps = BadSteps(
+            workdir / BAD_BATCHES,
+            config.max_bad_steps,
+            resumed.loop["bad_steps_in_a_row"] if resumed else 0,
+            read=parallel.read,
+            write=lambda step: self._log.bad_batch(step + 1, task.examples(step)),
+        )
+
+    def run(self) -> Progress:
+        """Train to the end."""
+        self._stopping.place, self._stopping.before_exit = f"in stage {self._task.name}", self._checkpoints.finish
+        asked = self._parallel.any_asked()
+        if self._is_evaluated_after(self._progress.step):
+            self._evaluate()
+        for step, batch, blocked in _prefetched(self._task, self._parallel, self._progress.step, self._steps):
+            if _stopped_early(self._config, self._progress):
+                break
+            self._log.waited(blocked)
+            self._step(step, batch)
+            if asked(self._stopping.asked):
+                self._save()
+                self._checkpoints.finish()
+                raise self._stopping.stopped(self._progress.step)
+            if self._is_evaluated_after(step + 1):
+                self._log.end_window()
+                self._save()
+                self._evaluate()
+        with self._log.spending_on("checkpoint"):
+            self._checkpoints.finish()
+        self._log.close()
+        return self._progress
+
+    def best(self) -> nnx.State:
+        """The best step's parameters. The state is given up: there is room for the one that is read back."""
+        del self._replicated
+        best, _ = self._checkpoints.restore(self._progress.best_step, self._like)
+        self._checkpoints.close()
+        return whole_parameters(best, self._optimizer, self._parallel, like=self._parameters)
+
+    def _begin(self, key: jax.Array) -> TrainState:
+        return self._optimizer.init(named(self._task.init(key)))
+
+    def _fresh(self) -> TrainState:
         # Made where it is to lie: no device holds the whole of what is divided.
-        places = jax.tree.map(lambda x: x.sharding, like)
-        restored = jax.jit(begin, out_shardings=places)(init_key), Progress(0, 0, float("-inf"), 0)
-    step_fn = compile_step(task, optimizer, parallel, like=parameters, accumulate=config.accumulate)
-    replicated, progress = parallel.replicate(restored[0], optimizer.divided), restored[1]
-    del restored
-    log = TrainLog(
-        workdir,
-        task.name,
-        labels_per_example=task.labels_per_example,
-        steps=steps,
-        progress=progress,
-        parallel=parallel,
-    )
-    for step, batch, blocked in _prefetched(task, parallel, progress.step, steps):
-        if _stopped_early(config, progress):
-            break
-        log.waited(blocked)
-        replicated, told = step_fn(replicated, *batch, jax.random.fold_in(dropout_key, step))
-        log.add(told)
-        if _evaluates_after(step, config, task):
-            log.end_window()
-            state = parallel.unreplicate(replicated, optimizer.divided)
-            with log.spending_on("evaluation"):
-                value, metrics = _evaluated(task, optimizer, parallel, state, like=parameters)
-            progress = progress.after(step + 1, value)
-            log.evaluated(progress, metrics)
-            with log.spending_on("checkpoint"):
-                checkpoints.save(state, progress, value)
-            del state
-    with log.spending_on("checkpoint"):
-        checkpoints.close()
-    log.close()
-    del replicated  # room for the state that is read back
-    best, _ = Checkpoints(folder, resize=row_sharded).restore(progress.best_step, like)
-    best_parameters = whole_parameters(best, optimizer, parallel, like=parameters)
-    return FitResult(best_parameters, progress.best_step, progress.step, time.perf_counter() - began)
+        places = jax.tree.map(lambda x: x.sharding, self._like)
+        return jax.jit(self._begin, out_shardings=places)(self._init_key)
+
+    def _step(self, step: int, batch: Batch) -> None:
+        self._checkpoints.check()
+        key = jax.random.fold_in(self._dropout_key, step)
+        self._replicated, told = self._step_fn(self._replicated, *batch, key)
+        # After the call, not before: the first one compiles, and until then there is nothing to save.
+        self._stopping.hold()
+        self._progress = self._progress._replace(step=step + 1)
+        self._log.add(told)
+        self._bad_steps.add(step, told.bad_steps.total)
+
+    def _save(self) -> None:
+        self._bad_steps.settle()
+        loop = {**self._log.state(), "bad_steps_in_a_row": self._bad_steps.in_a_row}
+        with self._log.spending_on("checkpoint"):
+            state = self._parallel.unreplicate(self._replicated, self._optimizer.divided)
+            self._checkpoints.save(state, Saved(self._progress, loop, self._log.logs()))
+
+    def _evaluate(self) -> None:
+        self._stopping.release()
+        with self._log.spending_on("evaluation"):
+            state = self._parallel.unreplicate(self._replicated, self._optimizer.divided)
+            value, metrics = _evaluated(self._task, self._optimizer, self._parallel, state, like=self._parameters)
+        self._progress = self._progress.after(value)
+        self._log.evaluated(self._progress, metrics)
+
+    def _is_evaluated_after(self, steps: int) -> bool:
+        """Whether an evaluation is due when so many steps are done."""
+        return steps > 0 and (
+            steps % (self._config.evaluate_every * self._task.steps_per_epoch) == 0 or steps == self._steps
+        )
 
 
 def compile_step(
@@ -218,8 +320,9 @@ def compile_step(
         (loss, examples), gradients = jax.lax.psum(sums, AXIS)
         examples = jnp.maximum(examples, 1)
         rates = optimizer.learning_rates(state.step)
-        state, norms = optimizer.update(state, ids, *jax.tree.map(lambda x: x / examples, gradients))
-        return state, step_metrics(loss, examples, norms, rates)
+        dense, rows = jax.tree.map(lambda x: x / examples, gradients)
+        state, norms, good = optimizer.update(state, ids, dense, rows, loss)
+        return state, step_metrics(loss, examples, norms, rates, good)
 
     return parallel.compile(step, broadcast=(2, 3, 4), divided=optimizer.divided)
 
@@ -263,11 +366,6 @@ def _evaluated(
         return parallel.from_main(float("nan")), {}
     value, metrics = task.evaluate(parameters)
     return parallel.from_main(value), metrics
-
-
-def _evaluates_after(step: int, config: TrainConfig, task: Task) -> bool:
-    done = step + 1
-    return done % (config.evaluate_every * task.steps_per_epoch) == 0 or done == config.epochs * task.steps_per_epoch
 
 
 def _prefetched(task: Task, parallel: DataParallel, start: int, stop: int) -> Iterator[tuple[int, Batch, float]]:
