@@ -5,8 +5,9 @@
     python experiments/launch.py --config=experiments/configs/tenrec.py:ctr_1m --workdir=runs/ctr --dry_run
     python experiments/launch.py --num_processes=2                                the same on two processes of this machine
 
-Any setting of a config can be overridden: --config.retrieval.train.epochs=20. The same command again resumes; a finished run prints its
-results. Where Slurm or Kubernetes starts the processes, each runs the same command: see experiments/README.md.
+Any setting of a config can be overridden: --config.retrieval.train.epochs=20. The same command again resumes, whatever stopped the run
+(SIGTERM and Ctrl-C save first); a finished run prints its results. tenrec-jax verify WORKDIR checks all its
+files. Where Slurm or Kubernetes starts the processes, each runs the same command: see experiments/README.md.
 """
 
 import logging
@@ -25,6 +26,7 @@ from tenrec_jax.evaluation.report import results_table
 from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.plan import describe
 from tenrec_jax.training.parallel import DataParallel, How, join_processes, leave_processes
+from tenrec_jax.training.stopping import Stopped, Stopping
 from tenrec_jax.training.workers import end_with_launcher, supervise
 
 QUICK_START = Path(__file__).parent / "configs" / "quickstart.py"
@@ -39,6 +41,11 @@ DRY_RUN = flags.DEFINE_bool(
     "dry_run",
     False,
     "Check the config, print the plan, the parameter tables and what a training step costs (FLOPs, memory); read and train nothing.",
+)
+ALLOW_CHANGED = flags.DEFINE_bool(
+    "allow_changed",
+    False,
+    "Go on in a workdir that was made with another configuration, other data or other code. It is told what that does, and recorded.",
 )
 NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes",
@@ -57,7 +64,11 @@ logger = logging.getLogger("tenrec_jax")
 
 
 def main(arguments: list[str]) -> int:
-    """Parse the command line and run. Returns the exit code: 0 done, 1 a worker died, 2 wrong use or bad input."""
+    """Parse the command line and run.
+
+    Returns:
+        The exit code: 0 done, 1 a worker died, 2 wrong use or bad input, 128 + the signal if the run was told to stop.
+    """
     if {"--help", "-h"} & set(arguments):
         sys.stdout.write(_help())
         return 0
@@ -65,16 +76,20 @@ def main(arguments: list[str]) -> int:
         config = _parse(arguments)
         workdir = Path(WORKDIR.value or Path("runs") / config.name)
         if DRY_RUN.value:
-            _run(config, workdir)
+            _run(config, workdir, Stopping())
         elif join_processes(NUM_PROCESSES.value):
             _work(config, workdir)
         elif NUM_PROCESSES.value > 1:
             return supervise([sys.executable, *arguments], NUM_PROCESSES.value)
         else:
-            _run(config, workdir)
+            with Stopping.installed() as stopping:
+                _run(config, workdir, stopping)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except Stopped as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        return stopped.exit_code
     return 0
 
 
@@ -85,10 +100,14 @@ def _work(config: RunConfig, workdir: Path) -> None:
     """
     end_with_launcher()
     try:
-        _run(config, workdir)
+        with Stopping.installed() as stopping:
+            _run(config, workdir, stopping)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         code = 2
+    except Stopped as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        code = stopped.exit_code
     except BaseException:
         logger.exception("the run failed")
         code = 1
@@ -122,12 +141,12 @@ def _parse(arguments: list[str]) -> RunConfig:
         raise UserError("The config has no key " + unknown.replace("\n", ". ").replace('"', "'")) from None
 
 
-def _run(config: RunConfig, workdir: Path) -> None:
+def _run(config: RunConfig, workdir: Path, stopping: Stopping) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     parallel = DataParallel(how=cast(How, PARALLEL.value))
     logger.setLevel(logging.INFO if parallel.is_main else logging.WARNING)
-    pipeline = Pipeline(config, workdir, parallel)
+    pipeline = Pipeline(config, workdir, parallel, stopping=stopping, allow_changed=ALLOW_CHANGED.value)
     if DRY_RUN.value:
         sys.stdout.write(describe(config, parallel))
         return

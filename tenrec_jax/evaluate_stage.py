@@ -8,7 +8,7 @@ test_opened.json                                     when the test part was read
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,13 @@ class Models:
 
 
 def evaluate(
-    config: RunConfig, workdir: Path, data: RunData, models: Models, seconds: Mapping[str, float], truth: Path | None
+    config: RunConfig,
+    workdir: Path,
+    data: RunData,
+    models: Models,
+    seconds: Mapping[str, float],
+    truth: Path | None,
+    changes: Sequence[Mapping[str, Any]],
 ) -> None:
     """Evaluate both parts and write the files.
 
@@ -68,11 +74,12 @@ def evaluate(
         models: the run's.
         seconds: of the stages so far.
         truth: file of the true probabilities, where the log is a synthetic twin.
+        changes: of configuration, data or code while the run went on.
     """
     for part, name in ((Part.VALIDATION, "val"), (Part.TEST, "test")):
         opened = record_opening(workdir) if part == Part.TEST else None
         results = _Evaluation(config, workdir, data, models, part).results(truth)
-        results |= {"selection": SELECTION, "seconds": dict(seconds)}
+        results |= {"selection": SELECTION, "seconds": dict(seconds), "changes_while_running": list(changes)}
         write_json(workdir / "eval" / f"{name}.json", results | ({"test_opened": opened} if opened else {}))
 
 

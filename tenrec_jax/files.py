@@ -28,7 +28,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         UserError: another process holds it; `what` says what that one is doing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as held:
+    with path.open("a") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -7,8 +7,8 @@
     evaluate   validation and, once, test                             eval/
     export     id maps, histories, rules, manifest; the report        recommender/  report.html
 
-A finished stage is written down in `stages.json` and not run again; an unfinished one goes on from its checkpoint. Of several processes
-all train, and the first alone runs the other stages while the rest wait.
+A finished stage is written down in `stages.json` with the hashes of what it left, and not run again while these hold; an unfinished one
+goes on from its checkpoint. Of several processes all train, and the first alone runs the other stages while the rest wait.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tenrec_jax import artifact
+from tenrec_jax import artifact, provenance, stages
 from tenrec_jax.config import STAGES, DataConfig, RunConfig
 from tenrec_jax.data.ingest import IngestOptions, ingest
 from tenrec_jax.data.interactions import RawId
@@ -37,17 +37,19 @@ from tenrec_jax.evaluate_stage import INDEX_QUERIES, Models, evaluate
 from tenrec_jax.evaluation.evaluator import item_vectors
 from tenrec_jax.evaluation.metrics import auc, grouped_auc, ndcg_at_k, recall_at_k
 from tenrec_jax.evaluation.report import write_report
-from tenrec_jax.files import flat, read_json, write_json, write_text
+from tenrec_jax.files import full_disk, locked, read_json, write_json, write_text
 from tenrec_jax.retrieval.index import build_index, load_index
 from tenrec_jax.run_data import RunData
+from tenrec_jax.sealed import FILES, DamagedError
 from tenrec_jax.training.parallel import DataParallel
+from tenrec_jax.training.stopping import Stopping
 from tenrec_jax.training.tasks import RankingTask, RetrievalTask
 from tenrec_jax.training.trainer import TrainConfig, fit
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("tenrec_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pyarrow", "scann")
 TRAINED_STAGES = ("retrieval", "ranking")
+CHANGES = "changes.json"
 
 
 class Pipeline:
@@ -57,52 +59,54 @@ class Pipeline:
         config: of the run.
         workdir: made by `run` if absent; in a run of several processes, one that all share.
         parallel: devices to train on; by default all there are.
+        stopping: hears whether the run is told to stop.
+        allow_changed: go on in a workdir of another configuration, other data or other code. What was finished is kept as it is, and
+            the changes are recorded in `changes.json`, which results repeat.
 
     Raises:
-        UserError: the folder holds a run of another configuration; the message lists the differences.
+        UserError: the folder holds a run of another configuration, data or code; the message lists the differences.
     """
 
-    def __init__(self, config: RunConfig, workdir: Path, parallel: DataParallel | None = None) -> None:
-        self.config, self.workdir = config, workdir
-        _refuse_other_config(config, workdir)
-        self._parallel = parallel or DataParallel()
+    def __init__(
+        self,
+        config: RunConfig,
+        workdir: Path,
+        parallel: DataParallel | None = None,
+        *,
+        stopping: Stopping | None = None,
+        allow_changed: bool = False,
+    ) -> None:
+        self.config, self.workdir, self._allow_changed = config, workdir, allow_changed
+        self._changed = _changes(config, workdir)
+        if self._changed and not allow_changed:
+            remedy = "Name another --workdir, remove this one, or go on in it all the same: --allow_changed."
+            raise UserError("\n".join([f"{workdir} holds a run that was made otherwise:", *self._changed, remedy]))
+        self._parallel, self._stopping = parallel or DataParallel(), stopping or Stopping()
         self._data = RunData(config, workdir / "table", self._parallel.size)
 
-    def run(self, stages: Sequence[str] = STAGES) -> dict[str, Any]:
+    def run(self, wanted: Sequence[str] = STAGES) -> dict[str, Any]:
         """Run the named stages in their order, skipping finished ones.
 
         Returns:
             The results of the test evaluation; empty if it has not run.
 
         Raises:
-            UserError: an unknown stage, a stage whose predecessor has not run, or bad input.
+            UserError: an unknown stage, a stage whose predecessor has not run, bad input, no room, or another process in this workdir.
+            Stopped: the run was told to stop.
         """
-        unknown = sorted(set(stages) - set(STAGES))
+        unknown = sorted(set(wanted) - set(STAGES))
         if unknown:
             raise UserError(f"--stages: {', '.join(unknown)} is no stage. The stages are {', '.join(STAGES)}.")
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        # Read before the main process can write more of them: all see the same.
-        done = set(self._stages())
-        self._parallel.wait("stages read")
-        for place, stage in enumerate(STAGES):
-            if stage not in stages or stage in done:
-                continue
-            missing = [earlier for earlier in STAGES[:place] if earlier not in done]
-            if missing:
-                raise UserError(f"Stage {stage} needs {', '.join(missing)} first: add them to --stages.")
-            began = time.perf_counter()
-            logger.info("[%d/%d] %s", place + 1, len(STAGES), stage)
-            if self._parallel.is_main:
-                write_json(self.workdir / "config.json", dataclasses.asdict(self.config))
-                write_json(self.workdir / "env.json", _environment(self._parallel))
-            if self._parallel.is_main or stage in TRAINED_STAGES:
-                getattr(self, f"_run_{stage}")()
-            if self._parallel.is_main:
-                self._mark_done(stage, time.perf_counter() - began)
-            self._parallel.wait(f"stage {stage} done")
-            done.add(stage)
-        if self._parallel.is_main and done.issuperset(STAGES) and not self.finished:
-            write_text(self.workdir / "DONE", "")
+        is_main = self._parallel.is_main
+        with locked(self.workdir / ".lock", f"runs in {self.workdir}") if is_main else nullcontext():
+            try:
+                self._run(wanted)
+            except Exception as error:
+                if isinstance(error, UserError) or not full_disk(error):
+                    raise
+                raise UserError(
+                    f"{self.workdir} has no room: {error}. What was finished is whole; make room there and run the same command again."
+                ) from error
         results = self.workdir / "eval" / "test.json"
         return read_json(results) if results.exists() else {}
 
@@ -110,6 +114,98 @@ class Pipeline:
     def finished(self) -> bool:
         """Whether every stage is done."""
         return (self.workdir / "DONE").exists()
+
+    def _run(self, wanted: Sequence[str]) -> None:
+        damaged: dict[str, Any] = {}
+        if self._parallel.is_main:
+            damaged = self._set_damage_aside()
+            self._begin()
+        # The main process looks, and the others see what it has seen.
+        done = self._agreed(self._records())
+        for place, stage in enumerate(STAGES):
+            if stage not in wanted or stage in done:
+                continue
+            missing = [earlier for earlier in STAGES[:place] if earlier not in done]
+            if missing:
+                raise UserError(f"Stage {stage} needs {', '.join(missing)} first: add them to --stages.")
+            began = time.perf_counter()
+            logger.info("[%d/%d] %s", place + 1, len(STAGES), stage)
+            self._stopping.place = f"in stage {stage}"
+            if self._parallel.is_main or stage in TRAINED_STAGES:
+                getattr(self, f"_run_{stage}")()
+            if self._parallel.is_main:
+                self._finish(stage, time.perf_counter() - began, damaged.get(stage))
+            done = self._agreed(self._records())
+        if self._parallel.is_main and done.issuperset(STAGES) and not self.finished:
+            write_text(self.workdir / "DONE", "")
+
+    def _begin(self) -> None:
+        """Write down how the run is made; on a workdir of another one that is allowed to change, what changes."""
+        if not set(STAGES) <= set(self._records()):
+            (self.workdir / "DONE").unlink(missing_ok=True)
+        if self._changed:
+            kept = ", ".join(self._records()) or "none"
+            logger.warning(
+                "%s was made otherwise:\n%s\nStages that are finished are kept as they are (%s); the rest is made with what is set now, "
+                "going on from checkpoints where there are any. %s records this, and the results will say so.",
+                self.workdir,
+                "\n".join(self._changed),
+                kept,
+                CHANGES,
+            )
+            finished = list(self._records())
+            write_json(self.workdir / CHANGES, [*self._changes_before(), {"kept": finished, "changed": self._changed}])
+        if self._changed or not (self.workdir / provenance.CONFIG).exists():
+            write_json(self.workdir / provenance.ENVIRONMENT, _environment(self._parallel))
+            write_json(self.workdir / provenance.CONFIG, dataclasses.asdict(self.config))
+
+    def _set_damage_aside(self) -> dict[str, Any]:
+        """Take finished stages whose files are damaged out of `stages.json`, and those files out of the way.
+
+        Returns:
+            What stood there of these stages.
+        """
+        try:
+            records = stages.read(self.workdir)
+        except DamagedError as error:
+            logger.warning("%s Every stage is looked at again.", error)
+            stages.set_aside(self.workdir, [stages.FILE])
+            return {}
+        damaged = {}
+        for stage, record in records.items():
+            problems = stages.damage(self.workdir, stage, record)
+            if problems:
+                damaged[stage] = record
+                moved = stages.set_aside(self.workdir, problems)
+                kept = f" What was there is kept in {moved[0].parent}." if moved else ""
+                logger.warning("%s\nStage %s is done again.%s", "\n".join(problems.values()), stage, kept)
+        if damaged:
+            stages.write(self.workdir, {stage: records[stage] for stage in records if stage not in damaged})
+        return damaged
+
+    def _finish(self, stage: str, seconds: float, before: dict[str, Any] | None) -> None:
+        """Write a stage down as finished. After one that was done again, those stay finished whose own files hold, if its are the same."""
+        record, records = stages.record(self.workdir, stage, seconds), self._records()
+        if before is not None:
+            same, later = record[FILES] == before[FILES], STAGES[STAGES.index(stage) + 1 :]
+            records = {
+                name: other
+                for name, other in records.items()
+                if name not in later or (same and not stages.damage(self.workdir, name, other))
+            }
+        stages.write(self.workdir, records | {stage: record})
+
+    def _agreed(self, records: dict[str, Any]) -> set[str]:
+        """The finished stages that the main process sees."""
+        number = self._parallel.from_main(float(sum(1 << STAGES.index(stage) for stage in records)))
+        return {stage for place, stage in enumerate(STAGES) if int(number) >> place & 1}
+
+    def _records(self) -> dict[str, Any]:
+        return stages.read(self.workdir) if self._parallel.is_main else {}
+
+    def _changes_before(self) -> list[dict[str, Any]]:
+        path = self.workdir / CHANGES
+        return read_json(path) if path.exists() else []
 
     @property
     def recommender(self) -> Path:
@@ -127,10 +223,15 @@ class Pipeline:
                 raise UserError(
                     f"Name the log: --config.data.path=PATH. A twin is made for {', '.join(TWIN_KINDS)} alone."
                 )
+            # Even if it is there: whatever was interrupted or damaged, these are its bytes.
             source = self._twin
-            if not source.exists():
-                write_twin(source, kind=config.kind, rows=config.twin_rows, seed=config.twin_seed)
-        ingest([source], config.kind, self.workdir / "table", ingest_options(config))
+            write_twin(source, kind=config.kind, rows=config.twin_rows, seed=config.twin_seed)
+        try:
+            ingest([source], config.kind, self.workdir / "table", ingest_options(config))
+        except DamagedError as error:
+            logger.warning("%s\nIt is set aside and made again.", error)
+            stages.set_aside(self.workdir, ["table"])
+            ingest([source], config.kind, self.workdir / "table", ingest_options(config))
         split = self._data.split
         record = {
             "source": source.name,
@@ -185,9 +286,9 @@ class Pipeline:
             self._item_vectors(),
             load_index(self.recommender / artifact.INDEX),
         )
-        seconds = {stage: record["seconds"] for stage, record in self._stages().items()}
+        seconds = {stage: record["seconds"] for stage, record in self._records().items()}
         truth = None if self.config.data.path else self._twin.with_suffix(".truth.parquet")
-        evaluate(self.config, self.workdir, self._data, models, seconds, truth)
+        evaluate(self.config, self.workdir, self._data, models, seconds, truth, self._changes_before())
 
     def _run_export(self) -> None:
         artifact.finish(
@@ -204,7 +305,15 @@ class Pipeline:
     def _fit(self, task: RetrievalTask | RankingTask, config: TrainConfig, weights: str) -> None:
         for line in task.collisions():
             logger.info("%s", line)
-        result = fit(task, config, workdir=self.workdir, seed=self.config.seed, parallel=self._parallel)
+        result = fit(
+            task,
+            config,
+            workdir=self.workdir,
+            seed=self.config.seed,
+            parallel=self._parallel,
+            stopping=self._stopping,
+            origin={"data_sha256": self._data.table.sha256},
+        )
         if self._parallel.is_main:
             artifact.save_weights(self.recommender / weights, task.whole(result.parameters))
 
@@ -226,31 +335,20 @@ class Pipeline:
         model = artifact.ranker(self.config.ranking.model, self._data.vocabulary)
         return artifact.with_weights(model, self.recommender / artifact.RANKING_WEIGHTS)
 
-    def _stages(self) -> dict[str, Any]:
-        path = self.workdir / "stages.json"
-        return read_json(path) if path.exists() else {}
 
-    def _mark_done(self, stage: str, seconds: float) -> None:
-        write_json(self.workdir / "stages.json", self._stages() | {stage: {"seconds": round(seconds, 2)}})
-
-
-def _refuse_other_config(config: RunConfig, workdir: Path) -> None:
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    before, now = flat(read_json(path)), flat(dataclasses.asdict(config))
-    changed = [
-        f"  {key}: {before.get(key, '(absent)')!r} in the workdir, {now.get(key, '(absent)')!r} now"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
-        remedy = "Name another --workdir, or remove this one."
-        raise UserError("\n".join([f"{workdir} holds a run of another configuration:", *changed, remedy]))
+def _changes(config: RunConfig, workdir: Path) -> list[str]:
+    """What differs from the run in a workdir, a line each. Of a finished run, the code that would go on does not matter."""
+    changed = provenance.changed_config(config, workdir)
+    try:
+        finished = stages.read(workdir)
+    except DamagedError:
+        finished = {}  # told when the run begins
+    if "data" in finished:
+        changed += provenance.changed_data(config, workdir)
+    return changed if set(STAGES) <= set(finished) else changed + provenance.changed_code(workdir)
 
 
 def _environment(parallel: DataParallel) -> dict[str, Any]:
-    installed = {distribution.metadata["Name"] for distribution in metadata.distributions()}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -258,7 +356,7 @@ def _environment(parallel: DataParallel) -> dict[str, Any]:
         "processes": parallel.process_count,
         "parallel": parallel.how,
         "command": sys.argv,
-        "packages": {name: metadata.version(name) for name in PACKAGES if name in installed},
+        "code": provenance.code(),
     }
 
 

@@ -29,9 +29,7 @@ def seal(folder: Path, facts: Mapping[str, Any], *, name: str) -> None:
         name: of the manifest's file.
     """
     hashes = {file: sha256_of(folder / file) for file in files_in(folder) if file != name}
-    # As JSON gives it back: the hash is of what will be read, not of tuples.
-    manifest = json.loads(json_text({**facts, FILES: hashes}))
-    write_json(folder / name, manifest | {OWN: _own(manifest)})
+    write_stamped(folder / name, {**facts, FILES: hashes})
 
 
 def read_manifest(folder: Path, *, name: str, remedy: str) -> dict[str, Any]:
@@ -45,32 +43,46 @@ def read_manifest(folder: Path, *, name: str, remedy: str) -> dict[str, Any]:
         DamagedError: it cannot be read, is not as it was written, or names a file outside the folder.
         FileNotFoundError: there is none.
     """
-    path = folder / name
-    try:
-        manifest = read_json(path)
-        stated, hashes = manifest.pop(OWN), manifest[FILES]
-        outside = [file for file in hashes if not _is_inside(file)]
-    except FileNotFoundError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-        raise DamagedError(
-            f"{path} is damaged: it is no manifest ({type(error).__name__}: {error}). {remedy}"
-        ) from error
-    if stated != _own(manifest) or outside:
-        raise DamagedError(f"{path} is damaged: its SHA-256 is not the one it states. {remedy}")
+    manifest = read_stamped(folder / name, remedy=remedy)
+    hashes = manifest.get(FILES)
+    if not isinstance(hashes, dict) or not all(_is_inside(file) for file in hashes):
+        raise DamagedError(f"{folder / name} is no manifest: it lists no files, or files outside its folder. {remedy}")
     return manifest
 
 
-def damaged_files(folder: Path, hashes: Mapping[str, str]) -> list[str]:
-    """The files that are missing or have other bytes, each as "PATH is missing" or "PATH is damaged"."""
-    problems = {}
+def write_stamped(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with its own SHA-256 in it."""
+    # As JSON gives it back: the hash is of what will be read, not of tuples.
+    plain = json.loads(json_text(value))
+    write_json(path, plain | {OWN: _own(plain)})
+
+
+def read_stamped(path: Path, *, remedy: str) -> dict[str, Any]:
+    """A JSON object that `write_stamped` wrote, without its hash.
+
+    Raises:
+        DamagedError: it cannot be read, or is not as it was written.
+        FileNotFoundError: there is none.
+    """
+    try:
+        value = read_json(path)
+    except UserError as error:
+        raise DamagedError(f"{path} is damaged: {error} {remedy}") from error
+    if not isinstance(value, dict) or value.pop(OWN, None) != _own(value):
+        raise DamagedError(f"{path} is damaged: its SHA-256 is not the one it states. {remedy}")
+    return value
+
+
+def damaged_files(folder: Path, hashes: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The files that are missing or have other bytes, each with "PATH is missing" or "PATH is damaged"."""
+    problems = []
     for file, expected in hashes.items():
         path = folder / file
         if not path.is_file():
-            problems[path] = "is missing"
+            problems.append((file, f"{path} is missing"))
         elif sha256_of(path) != expected:
-            problems[path] = "is damaged: its SHA-256 is not the manifest's"
-    return [f"{path} {problem}" for path, problem in problems.items()]
+            problems.append((file, f"{path} is damaged: its SHA-256 is not the one that was written down"))
+    return problems
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any], *, remedy: str) -> None:
@@ -81,7 +93,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], *, remedy: str) -> No
     """
     problems = damaged_files(folder, manifest[FILES])
     if problems:
-        raise DamagedError("\n".join([*(f"{problem}." for problem in problems), remedy]))
+        raise DamagedError("\n".join([*(f"{problem}." for _, problem in problems), remedy]))
 
 
 def open_sealed(folder: Path, *, name: str, remedy: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from tenrec_jax import stages
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.report import comparisons, results_table, verdict, write_report
 
@@ -86,7 +87,7 @@ def files_of_a_run():
             "platform": "Linux-6.1",
             "devices": ["cpu:cpu"],
             "command": ["experiments/launch.py", "--config", SCRIPT],
-            "packages": {"jax": "0.9.1", "flax": "0.12.5"},
+            "code": {"jax": "0.9.1", "flax": "0.12.5"},
         },
         "data.json": {
             "source": f"log {SCRIPT}.csv",
@@ -122,6 +123,7 @@ def report_of(workdir, files):
     for name, content in files.items():
         lines = content if name.endswith("l") else [content]
         (workdir / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    stages.write(workdir, files["stages.json"])
     return write_report(workdir).read_text(encoding="utf-8")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tenrec_jax import stages
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.figures import Estimate
 from tenrec_jax.evaluation.page import document
@@ -54,13 +55,25 @@ def read_run(workdir: Path) -> Run:
     for name in names:
         if not (workdir / name).is_file():
             raise UserError(f"{workdir / name} is missing: the run is not finished. Run its command again.")
-    config, environment, data, stages, validation, test = (read_json(workdir / name) for name in names)
+    config, environment, data, _, validation, test = (read_json(workdir / name) for name in names)
     optional = ("eval/test_details.json", f"table/{JSON_FILE}", f"recommender/index/{TUNING_FILE}")
     details, table_stats, tuning = (
         read_json(workdir / name) if (workdir / name).is_file() else {} for name in optional
     )
     metrics, timings = (read_lines(workdir / name) for name in (METRICS, TIMINGS))
-    return Run(config, environment, data, stages, validation, test, details, table_stats, tuning, metrics, timings)
+    return Run(
+        config,
+        environment,
+        data,
+        stages.read(workdir),
+        validation,
+        test,
+        details,
+        table_stats,
+        tuning,
+        metrics,
+        timings,
+    )
 
 
 def results_table(test: Mapping[str, Any]) -> str:

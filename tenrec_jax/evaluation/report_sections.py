@@ -49,7 +49,7 @@ def run_sections(run: Run) -> dict[str, str]:
 
 def _what_was_run(run: Run) -> str:
     test, environment = run.test, run.environment
-    versions = {"python": environment["python"], **environment["packages"]}
+    versions = {"python": environment["python"], **environment["code"]}
     values = {
         "Command": shlex.join(environment["command"]),
         "Protocol": test["protocol"],
@@ -175,5 +175,8 @@ def _warnings(run: Run) -> list[str]:
         lines.append(f"WARNING: columns that give the label away, and must not be inputs: {flagged}.")
     else:
         lines.append("No column of the log gives the label away (tenrec-jax stats).")
+    for change in run.test.get("changes_while_running", []):
+        kept, changed = ", ".join(change["kept"]) or "none", "; ".join(line.strip() for line in change["changed"])
+        lines.append(f"WARNING: the run was changed on the way, after the stages: {kept}. What changed: {changed}.")
     lines += [f"Skipped: {reason}." for reason in run.test.get("skipped", [])]
     return lines
