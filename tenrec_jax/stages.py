@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tenrec_jax.files import flush, sha256_of
-from tenrec_jax.sealed import FILES, DamagedError, damaged_files, read_manifest, read_stamped, write_stamped
+from tenrec_jax.files import flush, read_json, sha256_of
+from tenrec_jax.sealed import FILES, DamagedError, damaged_files, read_stamped, write_stamped
 from tenrec_jax.training.metrics_writer import METRICS
 
 FILE = "stages.json"
@@ -63,8 +63,8 @@ def damage(workdir: Path, stage: str, left: dict[str, Any]) -> dict[str, str]:
     problems = dict(damaged_files(workdir, left[FILES]))
     for folder, name in SEALED.get(stage, {}).items():
         if f"{folder}/{name}" not in problems:
-            manifest = read_manifest(workdir / folder, name=name, remedy=REMEDY)
-            problems |= {f"{folder}/{file}": text for file, text in damaged_files(workdir / folder, manifest[FILES])}
+            hashes = read_json(workdir / folder / name)[FILES]  # the manifest is as the stage left it
+            problems |= {f"{folder}/{file}": text for file, text in damaged_files(workdir / folder, hashes)}
     metrics, expected = workdir / METRICS, left[METRICS]
     written = metrics.read_bytes()[: expected["bytes"]] if metrics.exists() else b""
     if hashlib.sha256(written).hexdigest() != expected["sha256"]:
