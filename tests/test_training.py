@@ -29,7 +29,7 @@ from tenrec_jax.timeline import Events, Profile
 from tenrec_jax.training.id_spaces import TABLES
 from tenrec_jax.training.loop_clock import LoopClock, peak_memory
 from tenrec_jax.training.metrics_writer import METRICS, TIMINGS, read_lines
-from tenrec_jax.training.optimizers import Optimizer, OptimizerConfig, make_optimizer
+from tenrec_jax.training.optimizers import Optimizer, OptimizerConfig, learning_rate_schedule, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel
 from tenrec_jax.training.tables import TableOptimizerConfig
 from tenrec_jax.training.trainer import Batch, FitResult, Task, TrainConfig, compile_step, fit
@@ -405,6 +405,15 @@ def test_tables_have_a_learning_rate_of_their_own_and_biases_that_of_the_dense_w
     np.testing.assert_allclose(slowed["items.id.embedding"], plain["items.id.embedding"] / 4, rtol=1e-5)
     for other in ("item_bias.embedding", "dense.kernel"):
         np.testing.assert_array_equal(slowed[other], plain[other])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("warmup_steps", [0, 10])
+def test_the_learning_rate_reaches_its_peak_after_the_warm_up(schedule: str, warmup_steps: int) -> None:
+    rate = learning_rate_schedule(OptimizerConfig(schedule=schedule, warmup_steps=warmup_steps), 100, 0.5)
+    assert float(rate(warmup_steps)) == pytest.approx(0.5)
+    assert float(rate(warmup_steps // 2)) == pytest.approx(0.25 if warmup_steps else 0.5)
+    assert float(rate(99)) == pytest.approx(0.5 if schedule == "constant" else 0.005, rel=0.1)
 
 
 @pytest.mark.parametrize("average_decay", [0.0, 0.9])

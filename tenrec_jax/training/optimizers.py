@@ -201,7 +201,9 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int, peak: float) -> 
     if config.schedule == "cosine":
         warmup = config.warmup_steps
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), peak / 100)
-    return optax.warmup_constant_schedule(0.0, peak, config.warmup_steps)
+    # Not optax's warmup_constant_schedule: without a warm-up that one stays at zero.
+    warm_up, constant = optax.linear_schedule(0.0, peak, config.warmup_steps), optax.constant_schedule(peak)
+    return optax.join_schedules([warm_up, constant], [config.warmup_steps])
 
 
 def make_optimizer(

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import statistics
 from collections import deque
 from collections.abc import Mapping
@@ -25,6 +26,14 @@ logger = logging.getLogger(__name__)
 LOG_EVERY = 20
 # A window's loss is a spike if it lies so many deviations above the median of so many windows before it, and a tenth above it.
 SPIKE_DEVIATIONS, SPIKE_WINDOWS, SPIKE_SHARE = 6.0, 20, 0.1
+
+
+@flax.struct.dataclass
+class Mean(Average):
+    """The mean over all good steps, once it is read; NaN if there is none."""
+
+    def compute(self) -> Any:
+        return self.total / self.count if self.count else math.nan
 
 
 @flax.struct.dataclass
@@ -52,8 +61,8 @@ def step_metrics(
     """
     one = jnp.where(good, 1, 0)
     return Collection.create_collection(
-        loss=Average(total=jnp.where(good, loss, 0), count=jnp.where(good, examples, 0)),
-        **{f"{name}_norm": Average(jnp.where(good, norm, 0), one) for name, norm in norms._asdict().items()},
+        loss=Mean(total=jnp.where(good, loss, 0), count=jnp.where(good, examples, 0)),
+        **{f"{name}_norm": Mean(jnp.where(good, norm, 0), one) for name, norm in norms._asdict().items()},
         **{name: LastValue.from_model_output(rate) for name, rate in learning_rates.items()},
         bad_steps=Total(1 - one),
     )

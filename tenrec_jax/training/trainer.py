@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -165,13 +166,13 @@ def fit(
         Stopped: the run was told to stop; a checkpoint is written.
     """
     began = time.perf_counter()
-    training = _Training(task, config, workdir, seed, parallel, stopping or Stopping(), origin)
-    progress = training.run()
-    if progress.best_value is None:
-        raise UserError(
-            f"No evaluation of stage {task.name} gave a number to choose by: the validation rows are too few, or all of one kind."
-        )
-    return FitResult(training.best(), progress.best_step, progress.step, time.perf_counter() - began)
+    with closing(_Training(task, config, workdir, seed, parallel, stopping or Stopping(), origin)) as training:
+        progress = training.run()
+        if progress.best_value is None:
+            raise UserError(
+                f"No evaluation of stage {task.name} gave a number to choose by: the validation rows are too few, or all of one kind."
+            )
+        return FitResult(training.best(), progress.best_step, progress.step, time.perf_counter() - began)
 
 
 class _Training:
@@ -240,15 +241,18 @@ class _Training:
                 self._evaluate()
         with self._log.spending_on("checkpoint"):
             self._checkpoints.finish()
-        self._log.close()
         return self._progress
 
     def best(self) -> nnx.State:
         """The best step's parameters. The state is given up: there is room for the one that is read back."""
         del self._replicated
         best, _ = self._checkpoints.restore(self._progress.best_step, self._like)
-        self._checkpoints.close()
         return whole_parameters(best, self._optimizer, self._parallel, like=self._parameters)
+
+    def close(self) -> None:
+        """Wait until everything is on disk, and let go of files and threads."""
+        self._log.close()
+        self._checkpoints.close()
 
     def _begin(self, key: jax.Array) -> TrainState:
         return self._optimizer.init(named(self._task.init(key)))
