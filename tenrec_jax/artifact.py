@@ -1,6 +1,6 @@
 """The recommender's folder: both stages' weights, the index, id maps, histories and rules, listed with their hashes in a manifest.
 
-manifest.json          format version, content hash, models, vocabulary, SHA-256 of every other file; written last
+manifest.json          format version, content hash, models, vocabulary, SHA-256 of every other file and its own; written last
 retrieval.safetensors  ranking.safetensors (absent where no ranker was trained)
 index/                 item vectors, searchable
 users.parquet  items.parquet  events.parquet  rules.json
@@ -8,29 +8,35 @@ users.parquet  items.parquet  events.parquet  rules.json
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tenrec_jax.config import RankingConfig, RetrievalConfig, ServingConfig, from_mapping
 from tenrec_jax.data.batches import TrainVocabulary
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.errors import UserError
-from tenrec_jax.files import read_json, sha256_of, write_json, written_whole
+from tenrec_jax.files import read_json, write_json, written_whole
 from tenrec_jax.models.features import Vocabulary
 from tenrec_jax.models.ranker import Ranker, RankerConfig
 from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
 from tenrec_jax.parameters import assembled, named
 from tenrec_jax.retrieval.index import ItemIndex, load_index
+from tenrec_jax.sealed import FILES, KIND, VERSION, Kind, check_files, read_manifest_of, require_types
+from tenrec_jax.sealed import seal as seal_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, MANIFEST = 2, "manifest.json"
+REMEDY = "Copy or make the recommender again."
 RETRIEVAL_WEIGHTS, RANKING_WEIGHTS, INDEX = "retrieval.safetensors", "ranking.safetensors", "index"
+T = TypeVar("T")
 
 
 class Model(NamedTuple):
@@ -111,9 +117,12 @@ def load_weights(path: Path, like: nnx.State) -> nnx.State:
     """Read parameters written by `save_weights`; `like` gives structure, shapes and dtypes.
 
     Raises:
-        UserError: a parameter is missing, left over or has another shape; all of them are named.
+        UserError: no readable file, or a parameter is missing, left over or has another shape; all of them are named.
     """
-    weights, expected = load_file(path), named(like)
+    try:
+        weights, expected = load_file(path), named(like)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as weights: {error}.") from error
     problems = [f"{name} is missing" for name in sorted(expected.keys() - weights.keys())]
     problems += [f"{name} is left over" for name in sorted(weights.keys() - expected.keys())]
     problems += [
@@ -197,17 +206,11 @@ def seal(folder: Path, identity: Identity, catalogue: Catalogue, serving: Servin
         "events": {"user": user_R, "item": catalogue.item, **labels},
     }
     for name, columns in tables.items():
-        pq.write_table(pa.table(columns), folder / f"{name}.parquet", compression="zstd", write_page_checksum=True)
+        with written_whole(folder / f"{name}.parquet") as temporary:
+            pq.write_table(pa.table(columns), temporary, compression="zstd", write_page_checksum=True)
     write_json(folder / "rules.json", dataclasses.asdict(serving))
-    files = {
-        path.relative_to(folder).as_posix(): sha256_of(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "manifest.json"
-    }
-    version = hashlib.sha256("".join(f"{name}:{digest}\n" for name, digest in files.items()).encode()).hexdigest()[:16]
-    manifest = {"format_version": FORMAT_VERSION, "version": version, **dataclasses.asdict(identity), "files": files}
-    write_json(folder / "manifest.json", manifest)
-    return version
+    facts: dict[str, Any] = {KIND: Kind.RECOMMENDER, VERSION: FORMAT_VERSION}
+    return _version(seal_folder(folder, facts | dataclasses.asdict(identity), name=MANIFEST))
 
 
 def load(folder: Path) -> Artifact:
@@ -216,47 +219,70 @@ def load(folder: Path) -> Artifact:
     Raises:
         UserError: the folder is not a recommender, was written by another format version, or a file is missing or damaged.
     """
-    if not (folder / "manifest.json").is_file():
-        raise UserError(
-            f"{folder} is not a recommender: it has no manifest.json. Run experiments/launch.py to make one."
-        )
-    manifest = read_json(folder / "manifest.json")
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise UserError(f"{folder} has format version {manifest['format_version']}; this code reads {FORMAT_VERSION}.")
-    for name, digest in manifest["files"].items():
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing. Export the recommender again.")
-        if sha256_of(folder / name) != digest:
-            raise UserError(
-                f"{folder / name} is damaged: its SHA-256 is not the manifest's. Export the recommender again."
-            )
-    identity = Identity(
-        actions=tuple(manifest["actions"]),
-        data_sha256=manifest["data_sha256"],
-        vocabulary=from_mapping(manifest["vocabulary"], Vocabulary, "vocabulary"),
-        retrieval=from_mapping(manifest["retrieval"], TwoTowerConfig, "retrieval"),
-        ranking=from_mapping(manifest["ranking"], RankerConfig, "ranking") if manifest["ranking"] else None,
-    )
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} is not a recommender: it has no {MANIFEST}. Run experiments/launch.py to make one.")
+    manifest = read_manifest_of(folder, Kind.RECOMMENDER, version=FORMAT_VERSION, name=MANIFEST, remedy=REMEDY)
+    require_types(manifest, _Facts, folder / MANIFEST)
+    check_files(folder, manifest, remedy=REMEDY)
+    identity = _identity(manifest, folder / MANIFEST)
     ranking = None
     if identity.ranking is not None:
         ranking = with_weights(ranker(identity.ranking, identity.vocabulary), folder / RANKING_WEIGHTS)
     return Artifact(
-        version=manifest["version"],
+        version=_version(manifest),
         identity=identity,
         retrieval=with_weights(two_tower(identity.retrieval, identity.vocabulary), folder / RETRIEVAL_WEIGHTS),
         ranking=ranking,
         index=load_index(folder / INDEX),
-        catalogue=_load_catalogue(folder, manifest["actions"]),
-        serving=from_mapping(read_json(folder / "rules.json"), ServingConfig, "rules"),
+        catalogue=_load_catalogue(folder, identity.actions),
+        serving=settings(read_json(folder / "rules.json"), ServingConfig, folder / "rules.json"),
     )
 
 
-def _load_catalogue(folder: Path, actions: list[str]) -> Catalogue:
-    def columns(name: str) -> dict[str, np.ndarray]:
-        table = pq.read_table(folder / f"{name}.parquet", page_checksum_verification=True)
-        return {column: table[column].to_numpy() for column in table.column_names}
+def settings(values: Any, kind: type[T], path: Path, name: str = "") -> T:
+    """A dataclass from the values of a file, which may be of any kind; `name` is the dotted name of `values` in it.
 
-    users, items, events = columns("users"), columns("items"), columns("events")
+    Raises:
+        UserError: they are not its fields.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path} cannot be read: {name or 'it'} holds no settings. {REMEDY}")
+    try:
+        return from_mapping(values, kind, name or path.stem)
+    except TypeError as error:
+        raise UserError(f"{path} cannot be read: {error}. {REMEDY}") from error
+
+
+class _Facts(NamedTuple):
+    """What the manifest must say of an `Identity`."""
+
+    actions: tuple[str, ...]
+    data_sha256: str
+    vocabulary: dict[str, Any]
+    retrieval: dict[str, Any]
+    ranking: dict[str, Any] | None
+
+
+def _identity(manifest: Mapping[str, Any], path: Path) -> Identity:
+    ranking = manifest["ranking"]
+    return Identity(
+        actions=tuple(manifest["actions"]),
+        data_sha256=manifest["data_sha256"],
+        vocabulary=settings(manifest["vocabulary"], Vocabulary, path, "vocabulary"),
+        retrieval=settings(manifest["retrieval"], TwoTowerConfig, path, "retrieval"),
+        ranking=None if ranking is None else settings(ranking, RankerConfig, path, "ranking"),
+    )
+
+
+def _version(manifest: Mapping[str, Any]) -> str:
+    files = "".join(f"{name}:{digest}\n" for name, digest in manifest[FILES].items())
+    return hashlib.sha256(files.encode()).hexdigest()[:16]
+
+
+def _load_catalogue(folder: Path, actions: Sequence[str]) -> Catalogue:
+    users = _columns(folder / "users.parquet", ("id", "gender", "age", "trained"))
+    items = _columns(folder / "items.parquet", ("id", "category", "trained"))
+    events = _columns(folder / "events.parquet", ("user", "item", *actions))
     return Catalogue(
         user_id=users["id"],
         gender=users["gender"],
@@ -269,3 +295,17 @@ def _load_catalogue(folder: Path, actions: list[str]) -> Catalogue:
         action=np.stack([events[action] for action in actions], axis=1),
         offsets=np.searchsorted(events["user"], np.arange(len(users["id"]) + 1)),
     )
+
+
+def _columns(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of integers; the ids may be texts."""
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
+        columns = {name: table[name].to_numpy() for name in names}
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}. {REMEDY}") from error
+    wrong = [name for name, column in columns.items() if column.dtype.kind not in ("iO" if name == "id" else "i")]
+    if wrong:
+        raise UserError(f"{path} cannot be read: {', '.join(wrong)} must be integers without nulls. {REMEDY}")
+    return columns

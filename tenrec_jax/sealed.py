@@ -1,35 +1,57 @@
 """Folders that tell damage: a manifest lists the SHA-256 of every file, and its own.
 
 Nothing below notices a flipped bit: neither Orbax nor safetensors nor, by default, Parquet. So every folder that is kept (tables, indexes,
-checkpoints, recommenders, exports) is sealed when it is complete, and checked when it is read.
+checkpoints, recommenders, exports) is sealed when it is complete, and checked when it is read. A manifest says under "kind" what its
+folder is, and under "format_version" how it is written.
 """
 
+import dataclasses
 import hashlib
 import json
+import os
+import typing
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from pathlib import Path, PurePosixPath
+from types import UnionType
 from typing import Any
 
 from tenrec_jax.errors import UserError
 from tenrec_jax.files import json_text, read_json, sha256_of, write_json
 
 FILES, OWN = "files", "manifest_sha256"
+KIND, VERSION = "kind", "format_version"
+
+
+class Kind(StrEnum):
+    """What a sealed folder is."""
+
+    TABLE = "table"
+    INDEX = "index"
+    CHECKPOINT = "checkpoint"
+    RECOMMENDER = "recommender"
+    EXPORTED_RECOMMENDER = "exported_recommender"
+    ORIGINAL_RANKER = "original_ranker"
+    ORIGINAL_TWO_TOWER = "original_two_tower"
 
 
 class DamagedError(UserError):
     """Files of a sealed folder are missing, or have other bytes than they had when it was sealed."""
 
 
-def seal(folder: Path, facts: Mapping[str, Any], *, name: str) -> None:
+def seal(folder: Path, facts: Mapping[str, Any], *, name: str) -> dict[str, Any]:
     """Write the manifest of a folder that is otherwise complete: `facts`, the hashes of all files there, and its own.
 
     Args:
         folder: hidden files in it are not sealed.
         facts: what the manifest says beside the hashes; JSON.
         name: of the manifest's file.
+
+    Returns:
+        The manifest, as `read_manifest` gives it.
     """
     hashes = {file: sha256_of(folder / file) for file in files_in(folder) if file != name}
-    write_stamped(folder / name, {**facts, FILES: hashes})
+    return write_stamped(folder / name, {**facts, FILES: hashes})
 
 
 def read_manifest(folder: Path, *, name: str, remedy: str) -> dict[str, Any]:
@@ -50,11 +72,12 @@ def read_manifest(folder: Path, *, name: str, remedy: str) -> dict[str, Any]:
     return manifest
 
 
-def write_stamped(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object with its own SHA-256 in it."""
+def write_stamped(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a JSON object with its own SHA-256 in it. Returns what `read_stamped` will."""
     # As JSON gives it back: the hash is of what will be read, not of tuples.
     plain = json.loads(json_text(value))
     write_json(path, plain | {OWN: _own(plain)})
+    return plain
 
 
 def read_stamped(path: Path, *, remedy: str) -> dict[str, Any]:
@@ -66,10 +89,18 @@ def read_stamped(path: Path, *, remedy: str) -> dict[str, Any]:
     """
     try:
         value = read_json(path)
-    except UserError as error:
+        # The same text too: a lost line end or another spelling of a number is damage as well.
+        same_text = path.read_bytes() == json_text(value).encode()
+        stated = value.pop(OWN, None) if isinstance(value, dict) else None
+        whole = same_text and stated == _own(value)
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged: {error} {remedy}") from error
-    if not isinstance(value, dict) or value.pop(OWN, None) != _own(value):
-        raise DamagedError(f"{path} is damaged: its SHA-256 is not the one it states. {remedy}")
+    if stated is None:
+        raise DamagedError(f"{path} has no {OWN}: it is damaged, or an earlier version wrote it. {remedy}")
+    if not whole:
+        raise DamagedError(f"{path} is damaged: it is not as it was written. {remedy}")
     return value
 
 
@@ -78,11 +109,48 @@ def damaged_files(folder: Path, hashes: Mapping[str, str]) -> list[tuple[str, st
     problems = []
     for file, expected in hashes.items():
         path = folder / file
-        if not path.is_file():
+        if not os.path.isfile(path):  # of a name that no file can have too
             problems.append((file, f"{path} is missing"))
         elif sha256_of(path) != expected:
             problems.append((file, f"{path} is damaged: its SHA-256 is not the one that was written down"))
     return problems
+
+
+def read_manifest_of(folder: Path, *kinds: Kind, version: int, name: str, remedy: str) -> dict[str, Any]:
+    """`read_manifest` of a folder that is known to be of one of some kinds.
+
+    Args:
+        version: of the format, as the manifest must say.
+
+    Raises:
+        DamagedError, FileNotFoundError: as `read_manifest`.
+        UserError: it is a folder of another kind, or of another version.
+    """
+    manifest = read_manifest(folder, name=name, remedy=remedy)
+    kind, written = manifest.get(KIND), manifest.get(VERSION)
+    if kind not in kinds:
+        raise UserError(f"{folder} holds another kind of folder: {kind!r}, not {' or '.join(kinds)}.")
+    if written != version:
+        raise UserError(f"{folder / name}: {VERSION} is {written!r}, this version reads {version}. {remedy}")
+    return manifest
+
+
+def require_types(manifest: Mapping[str, Any], record: type, path: Path) -> None:
+    """Refuse a manifest that cannot be read into a dataclass or named tuple.
+
+    Args:
+        record: each of its fields must be there, as JSON has values of its type; further keys are allowed.
+        path: of the manifest, for the message.
+
+    Raises:
+        UserError: names all fields that are missing or of another type.
+    """
+    hints = typing.get_type_hints(record)
+    wrong = [name for name, hint in hints.items() if name not in manifest or not _is_a(manifest[name], hint)]
+    if wrong:
+        raise UserError(
+            f"{path} cannot be read: {', '.join(wrong)}: missing, or of another type. Make the folder again."
+        )
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any], *, remedy: str) -> None:
@@ -116,3 +184,22 @@ def _own(manifest: Mapping[str, Any]) -> str:
 def _is_inside(file: str) -> bool:
     path = PurePosixPath(file)
     return not path.is_absolute() and ".." not in path.parts
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether JSON's value can stand for one of a type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is UnionType:
+        return any(_is_a(value, choice) for choice in arguments)
+    if origin is tuple:
+        return isinstance(value, list) and all(_is_a(entry, arguments[0]) for entry in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_a(entry, arguments[1]) for entry in value.values())
+    if dataclasses.is_dataclass(hint):
+        fields = typing.get_type_hints(hint)
+        return (
+            isinstance(value, dict)
+            and value.keys() == fields.keys()
+            and all(_is_a(value[name], kind) for name, kind in fields.items())
+        )
+    return hint is Any or type(value) is hint or (hint is float and type(value) is int)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import asdict
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -17,6 +18,8 @@ from tenrec_jax.errors import UserError
 from tenrec_jax.retrieval import exact as exact_module
 from tenrec_jax.retrieval import hits
 from tenrec_jax.retrieval.index import IndexConfig, build_index, load_index, recall_against_exact
+from tenrec_jax.retrieval.store import Manifest, written_as_a_whole
+from tenrec_jax.sealed import DamagedError, read_stamped, write_stamped
 
 needs_scann = pytest.mark.skipif(
     importlib.util.find_spec("scann") is None, reason="ScaNN is not installed (it exists for Linux)"
@@ -280,7 +283,7 @@ def test_a_saved_index_answers_identically_after_its_folder_was_moved(saved, que
 def test_every_damaged_missing_or_foreign_file_is_named(saved):
     _, folder = saved
     manifest = json.loads((folder / "index.json").read_text())
-    assert (manifest["kind"], manifest["dim"], manifest["count"]) == (saved[0].kind, D, N)
+    assert (manifest["kind"], manifest["search"], manifest["dim"], manifest["count"]) == ("index", saved[0].kind, D, N)
     assert len(manifest["files"]) == sum(1 for p in folder.rglob("*") if p.is_file()) - 1
     for name in manifest["files"]:
         path = folder / name
@@ -290,7 +293,7 @@ def test_every_damaged_missing_or_foreign_file_is_named(saved):
         with pytest.raises(UserError, match=rf"{name} is damaged"):
             load_index(folder)
         path.unlink()
-        with pytest.raises(UserError, match=rf"{name} is damaged or missing"):
+        with pytest.raises(UserError, match=rf"{name} is missing"):
             load_index(folder)
         path.write_bytes(content)
     (folder / "scann").mkdir(exist_ok=True)
@@ -303,32 +306,58 @@ def test_every_damaged_missing_or_foreign_file_is_named(saved):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "expected"),
     [
-        {"format": 99},
-        {"kind": "faiss"},
-        {"config": {"kind": "exact", "leafs": 3}},
-        {"config": {"kind": "other"}},
-        {"files": None},
-        {"dim": "x"},
-        {"count": 7},
+        ({"format_version": 99}, r"index\.json: format_version is 99"),
+        ({"kind": "table"}, "'table', not index"),
+        ({"search": "faiss"}, r"index\.json: search 'faiss'"),
+        ({"config": {"kind": "exact", "leafs": 3}}, r"index\.json cannot be read: config"),
+        ({"config": asdict(IndexConfig()) | {"kind": "other"}}, "'other': choose"),
+        ({"dim": "x", "count": None}, r"index\.json cannot be read: dim, count"),
+        ({"count": 7}, r"index\.json: count is 7"),
     ],
 )
-def test_a_damaged_manifest_is_named(catalogue, tmp_path, change):
+def test_a_manifest_that_means_nothing_is_refused_though_its_hash_fits(catalogue, tmp_path, change, expected):
     build_index(*catalogue, EXACT).save(tmp_path / "index")
-    path = tmp_path / "index" / "index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(UserError, match=r"index\.json"):
+    manifest = read_stamped(tmp_path / "index" / "index.json", remedy="")
+    write_stamped(tmp_path / "index" / "index.json", manifest | change)
+    with pytest.raises(UserError, match=expected):
         load_index(tmp_path / "index")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
+def test_a_manifest_that_was_written_over_is_damaged(catalogue, tmp_path):
+    build_index(*catalogue, EXACT).save(tmp_path / "index")
+    path = tmp_path / "index" / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": {}}, indent=2) + "\n")
+    with pytest.raises(DamagedError, match=r"index\.json is damaged"):
+        load_index(tmp_path / "index")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "[" * 990 + "]" * 990])
 def test_a_manifest_that_is_no_manifest_is_named(tmp_path, text):
     with pytest.raises(UserError, match="holds no index"):
         load_index(tmp_path)
     (tmp_path / "index.json").write_text(text)
-    with pytest.raises(UserError, match=r"index\.json is damaged"):
+    with pytest.raises(DamagedError, match=r"index\.json"):
         load_index(tmp_path)
+
+
+def test_a_kill_between_the_two_renames_loses_no_index(catalogue, tmp_path):
+    folder = tmp_path / "index"
+    build_index(*catalogue, EXACT).save(folder)
+    folder.rename(tmp_path / ".index.replaced")
+    (tmp_path / ".index.partial").mkdir()
+    with pytest.raises(UserError, match="holds no index"):
+        load_index(folder)
+
+    def fail():
+        with written_as_a_whole(folder, Manifest("exact", EXACT, D, N)):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fail()
+    assert load_index(folder).size == N
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_saving_replaces_an_index_and_nothing_else(catalogue, queries, tmp_path):

@@ -1,5 +1,6 @@
 """Ingestion against plain Python: what is kept, what is refused and how it is named, and what stands on disk afterwards."""
 
+import hashlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from tenrec_jax.data.interactions import logical_sha256, open_table, read_events
 from tenrec_jax.data.schema import ACTIONS, KINDS, NULL, Role
 from tenrec_jax.data.values import parse, problem_of
 from tenrec_jax.errors import UserError
+from tenrec_jax.sealed import read_stamped, write_stamped
 
 VIDEO = ("user_id", "item_id", "click", "follow", "like", "share", "video_category", "watching_times", "gender", "age")
 ROW = (1, 4, 0, 0, 0, 0, 1, 0, 1, 4)
@@ -526,11 +528,12 @@ def test_the_same_sources_again_change_nothing(tmp_path):
     assert snapshot(tmp_path / "log.csv.table") == before
     assert (first.is_new, second.is_new) == (True, False)
     assert first == second
-    assert json.loads(before["manifest.json"][1]) == first.to_json() | {
-        "sources": [vars(source) for source in first.sources],
-        "actions": list(ACTIONS),
-        "categories": [],
-        "notes": [],
+    stated = json.loads(before["manifest.json"][1])
+    assert (stated["kind"], stated["log_kind"]) == ("table", "qb_video")
+    assert stated["files"] == {
+        path.relative_to(tmp_path / "log.csv.table").as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (tmp_path / "log.csv.table").rglob("*")
+        if path.is_file() and path.name not in ("manifest.json", "verified.json")
     }
 
 
@@ -562,7 +565,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ingest_module, "write_json", stop)
+    monkeypatch.setattr(ingest_module, "seal", stop)
     path = write(tmp_path, [ROW])
     with pytest.raises(KeyboardInterrupt):
         ingest([path], "qb_video", tmp_path / "table", progress=False)
@@ -612,11 +615,24 @@ def test_pages_on_disk_carry_checksums(tmp_path):
         pq.read_table(path, page_checksum_verification=True)
 
 
-def test_a_table_of_another_schema_version_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"format_version": 3}, r"manifest\.json: format_version is 3"),
+        ({"kind": "index"}, "'index', not table"),
+        ({"kind": ["table"]}, "not table"),
+        ({"counts": {"rows": "1"}, "actions": "click"}, r"manifest\.json cannot be read: counts, actions"),
+        ({"sources": [{"name": "log.csv"}]}, r"manifest\.json cannot be read: sources"),
+        ({"files": {"../log.csv": ""}}, "outside its folder"),
+        ({"files": ["users.arrow"]}, "lists no files"),
+        ({"files": {"": "", "\0": "", "\ud800": "", "x" * 300: ""}}, "is missing"),
+    ],
+)
+def test_a_manifest_that_means_nothing_is_refused_though_its_hash_fits(tmp_path, change, expected):
     made(tmp_path, [ROW])
     path = tmp_path / "log.csv.table" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))
-    with pytest.raises(UserError, match="schema_version is 0"):
+    write_stamped(path, read_stamped(path, remedy="") | change)
+    with pytest.raises(UserError, match=expected):
         open_table(path.parent)
 
 

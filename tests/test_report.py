@@ -97,7 +97,7 @@ def files_of_a_run():
             "split_sha256": "fedcba9876543210" * 4,
             "users_left_out": 17,
             "rows": {"none": 5, "train": 240000, "validation": 29877, "test": 30123},
-            "manifest": {"kind": "qb_video", "actions": list(ACTIONS), "counts": counts | {"duplicate_rows": 41}},
+            "manifest": {"log_kind": "qb_video", "actions": list(ACTIONS), "counts": counts | {"duplicate_rows": 41}},
         },
         "stages.json": {stage: {"seconds": 12.34} for stage in ("data", "retrieval", "index", "ranking", "evaluate")},
         "eval/val.json": evaluation(0.0333),

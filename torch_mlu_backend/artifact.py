@@ -9,9 +9,10 @@ probe.safetensors      inputs and the outputs that they should give
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import torch
@@ -21,11 +22,13 @@ from torch_mlu_backend import safetensors_file, weights
 from torch_mlu_backend.errors import UserError
 from torch_mlu_backend.modules.two_tower import TwoTower
 
-FORMAT_VERSION = 1
-RECOMMENDER, ORIGINAL_RANKER, ORIGINAL_TWO_TOWER = "recommender", "original_ranker", "original_two_tower"
+FORMAT_VERSION = 2
+RECOMMENDER, ORIGINAL_RANKER, ORIGINAL_TWO_TOWER = "exported_recommender", "original_ranker", "original_two_tower"
+KINDS = (RECOMMENDER, ORIGINAL_RANKER, ORIGINAL_TWO_TOWER)
 RETRIEVAL, RANKING, MODEL = "retrieval.safetensors", "ranking.safetensors", "model.safetensors"
 USERS, ITEMS, EVENTS = "users.safetensors", "items.safetensors", "events.safetensors"
 IDS, RULES, PROBE, MANIFEST = "ids.json", "rules.json", "probe.safetensors", "manifest.json"
+OWN = "manifest_sha256"
 BLOCK = 1 << 20
 
 RawId = int | str
@@ -83,27 +86,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, with all files checked against it.
 
     Raises:
-        UserError: not an exported folder, another format version, or a file that is missing, damaged or another one.
+        UserError: not an exported folder, another format version, or files that are missing, damaged or others; all are named.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder} is no exported folder: it has no {MANIFEST}. Run tenrec-jax export to make one.")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version, stated, files = manifest["format_version"], manifest.pop("sha256"), manifest["files"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        written = path.read_bytes()
+        manifest = json.loads(written.decode())
+        # The same text too: a lost line end or another spelling of a number is damage as well.
+        same_text = written == _text(manifest).encode()
+        stated = manifest.pop(OWN)
+        files = {name: str(digest) for name, digest in manifest["files"].items()}
+        whole = same_text and stated == _digest(manifest) and all(map(_is_inside, files))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}). Export again.") from error
-    if version != FORMAT_VERSION:
-        raise UserError(f"{folder} has format version {version}; this mirror reads {FORMAT_VERSION}.")
-    if stated != _digest(manifest):
-        raise UserError(f"{path} is damaged: its SHA-256 is another. Export again.")
-    for name, digest in files.items():
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing. Export again.")
-        if _sha256(folder / name) != digest:
-            raise UserError(
-                f"{folder / name} is damaged, or another one: its SHA-256 is not the manifest's. Export again."
-            )
+    if not whole:
+        raise UserError(f"{path} is damaged: it is not as it was written. Export again.")
+    _check_facts(folder, manifest)
+    problems = [
+        f"{folder / name} {problem}" for name, digest in files.items() if (problem := _problem(folder / name, digest))
+    ]
+    if problems:
+        raise UserError("\n".join([*(f"{problem}." for problem in problems), "Export again."]))
     return manifest
 
 
@@ -116,14 +121,14 @@ def load(folder: Path) -> Artifact:
     manifest = read_manifest(folder)
     if manifest["kind"] != RECOMMENDER:
         raise UserError(f"{folder} holds a {manifest['kind']}: it can score given items, but has no catalogue.")
-    rules = json.loads((folder / RULES).read_text(encoding="utf-8"))
+    candidates, action_values = _load_rules(folder / RULES)
     return Artifact(
         manifest,
-        weights.load(folder / RETRIEVAL),
-        weights.load(folder / RANKING) if RANKING in manifest["files"] else None,
+        weights.load(folder / RETRIEVAL, weights.TWO_TOWER),
+        weights.load(folder / RANKING, weights.RANKER) if RANKING in manifest["files"] else None,
         _load_catalogue(folder),
-        rules["candidates"],
-        tuple(rules["action_values"]),
+        candidates,
+        action_values,
     )
 
 
@@ -137,19 +142,32 @@ def save(folder: Path, out: Path, *, retrieval: nn.Module | None = None, ranking
     Raises:
         UserError: `folder` is no exported recommender, or `out` is not empty.
     """
+    before = load(folder)
+    if out.is_file() or (out.exists() and any(out.iterdir())):
+        raise UserError(f"{out} is not empty: name another folder, or remove this one.")
+    # Under another name until it is complete, so that nothing half-written is found under this one.
+    place = out.resolve()
+    partial = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write(partial, folder, before, retrieval, ranking)
+        partial.rename(place)
+        _flush(place.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(out: Path, folder: Path, before: Artifact, retrieval: nn.Module | None, ranking: nn.Module | None) -> None:
     from torch_mlu_backend.probe import recorded
 
-    before = load(folder)
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty: name another folder, or remove this one.")
-    out.mkdir(parents=True, exist_ok=True)
     for name in before.manifest["files"]:
         shutil.copyfile(folder / name, out / name)
     for name, model, module in ((RETRIEVAL, before.retrieval, retrieval), (RANKING, before.ranking, ranking)):
         if module is not None and model is not None:
             weights.save(out / name, model._replace(module=module))
     items = safetensors_file.read(folder / ITEMS).tensors
-    two_tower = cast(TwoTower, weights.load(out / RETRIEVAL).module)
+    two_tower = cast(TwoTower, weights.load(out / RETRIEVAL, weights.TWO_TOWER).module)
     with torch.no_grad():
         indexed = items["indexed"].long()
         items["vectors"] = two_tower.item_vectors(items["trained"][indexed], items["category"][indexed])
@@ -157,12 +175,59 @@ def save(folder: Path, out: Path, *, retrieval: nn.Module | None = None, ranking
     _seal(out, before.manifest)
     safetensors_file.write(out / PROBE, recorded(out), {})
     _seal(out, before.manifest)
+    for name in (*before.manifest["files"], MANIFEST):
+        _flush(out / name)
+    _flush(out)
 
 
 def _seal(folder: Path, manifest: dict[str, Any]) -> None:
     manifest = manifest | {"files": {name: _sha256(folder / name) for name in manifest["files"]}}
-    text = json.dumps(manifest | {"sha256": _digest(manifest)}, indent=2) + "\n"
+    text = _text(manifest | {OWN: _digest(manifest)})
     (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _check_facts(folder: Path, manifest: dict[str, Any]) -> None:
+    version, kind = manifest.get("format_version"), manifest.get("kind")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{folder} has format version {version!r}; this mirror reads {FORMAT_VERSION}. Export again.")
+    if kind not in KINDS:
+        raise UserError(f"{folder} holds another kind of folder: {kind!r}, not {' or '.join(KINDS)}.")
+    if kind == RECOMMENDER:
+        actions = manifest.get("actions")
+        are_texts = isinstance(actions, list) and all(isinstance(action, str) for action in actions)
+        if not are_texts or not isinstance(manifest.get("version"), str):
+            raise UserError(f"{folder / MANIFEST} cannot be read: actions or version: missing, or of another type.")
+
+
+def _problem(path: Path, digest: str) -> str:
+    if not os.path.isfile(path):  # of a name that no file can have too
+        return "is missing"
+    return "" if _sha256(path) == digest else "is damaged, or another one: its SHA-256 is not the manifest's"
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _load_rules(path: Path) -> tuple[int, tuple[float, ...]]:
+    try:
+        rules = json.loads(path.read_text(encoding="utf-8"))
+        candidates, values = rules["candidates"], tuple(map(float, rules["action_values"]))
+        if type(candidates) is not int or candidates < 1:
+            raise ValueError(f"candidates is {candidates!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}). Export again.") from error
+    return candidates, values
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder, before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _load_catalogue(folder: Path) -> Catalogue:
@@ -185,6 +250,10 @@ def _load_catalogue(folder: Path) -> Catalogue:
         indexed=items["indexed"],
         vectors=items["vectors"],
     )
+
+
+def _text(manifest: Any) -> str:
+    return json.dumps(manifest, indent=2) + "\n"
 
 
 def _digest(manifest: dict[str, Any]) -> str:

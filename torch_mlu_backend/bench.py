@@ -43,7 +43,7 @@ def bench(folder: Path, device: torch.device, batch: int = 500, autocast: Autoca
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     runs: dict[str, tuple[int, Callable[[], Any]]] = {}
     if kind != artifact.RECOMMENDER:
-        module = weights.load(folder / artifact.MODEL).module.to(device)
+        module = weights.load(folder / artifact.MODEL, kind).module.to(device)
         runs["candidates scored, joint"] = inputs["candidate_item_ids"].numel(), lambda: module(**inputs)
     else:
         loaded = artifact.load(folder)

@@ -45,7 +45,7 @@ class OriginalScorer:
         kind = artifact.read_manifest(Path(folder))["kind"]
         if kind not in (artifact.ORIGINAL_RANKER, artifact.ORIGINAL_TWO_TOWER):
             raise UserError(f"{folder} holds a {kind}, not a model of the original system.")
-        return cls(weights.load(Path(folder) / artifact.MODEL), devices.resolve(device).device, autocast)
+        return cls(weights.load(Path(folder) / artifact.MODEL, kind), devices.resolve(device).device, autocast)
 
     @torch.no_grad()
     def score(

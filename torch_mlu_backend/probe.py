@@ -66,7 +66,7 @@ def _of_recommender(folder: Path, inputs: Tensors, device: torch.device) -> Tens
 
 
 def _of_original(folder: Path, inputs: Tensors, device: torch.device) -> Tensors:
-    model = weights.load(folder / artifact.MODEL)
+    model = weights.load(folder / artifact.MODEL, artifact.ORIGINAL_RANKER, artifact.ORIGINAL_TWO_TOWER)
     module = model.module.to(device)
     encoder = (
         module.encoder if model.description.kind == artifact.ORIGINAL_RANKER else cast(Any, module).user_tower.encoder

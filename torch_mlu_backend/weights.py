@@ -25,9 +25,10 @@ class Kind(NamedTuple):
     config: type
 
 
+TWO_TOWER, RANKER = "two_tower", "ranker"
 KINDS = {
-    "two_tower": Kind(TwoTower, TwoTowerConfig),
-    "ranker": Kind(Ranker, RankerConfig),
+    TWO_TOWER: Kind(TwoTower, TwoTowerConfig),
+    RANKER: Kind(Ranker, RankerConfig),
     "original_ranker": Kind(OriginalRanker, OriginalConfig),
     "original_two_tower": Kind(OriginalTwoTower, OriginalConfig),
 }
@@ -53,15 +54,18 @@ def build(description: Description) -> nn.Module:
     return KINDS[description.kind].module(description.config, description.vocabulary).eval()
 
 
-def load(path: Path) -> Model:
+def load(path: Path, *expected: str) -> Model:
     """Read a model, on the CPU and in evaluation mode.
 
+    Args:
+        expected: kinds of model that it may hold; by default all that there are.
+
     Raises:
-        UserError: the file is absent, damaged, of another format version or an unknown model, or an entry is missing, left over or
+        UserError: the file is absent, damaged, of another format version or another model, or an entry is missing, left over or
             misshapen; all such are named.
     """
     metadata, tensors = safetensors_file.read(path)
-    description = _description(path, metadata)
+    description = _description(path, metadata, expected or tuple(KINDS))
     if metadata.get("sha256") != safetensors_file.digest(tensors):
         raise UserError(f"{path} is damaged: the SHA-256 of its data is not its header's. Copy it again.")
     module = build(description)
@@ -87,15 +91,15 @@ def save(path: Path, model: Model) -> None:
     safetensors_file.write(path, weights, metadata)
 
 
-def _description(path: Path, metadata: dict[str, str]) -> Description:
+def _description(path: Path, metadata: dict[str, str], expected: tuple[str, ...]) -> Description:
     version = metadata.get("format_version")
     if version != str(FORMAT_VERSION):
         raise UserError(f"{path} has format version {version}; this mirror reads {FORMAT_VERSION}.")
     if (metadata.get("layer_norm_eps"), metadata.get("gelu")) != (repr(LAYER_NORM_EPS), GELU_FORM):
         raise UserError(f"{path} wants another eps or GELU than {LAYER_NORM_EPS} and {GELU_FORM}.")
     kind = metadata.get("model", "")
-    if kind not in KINDS:
-        raise UserError(f"{path} holds a {kind!r}; known models: {', '.join(KINDS)}.")
+    if kind not in expected:
+        raise UserError(f"{path} holds a {kind!r}, not a {' or '.join(expected)}.")
     try:
         config = from_mapping(json.loads(metadata["config"]), KINDS[kind].config, f"{path}: config")
         vocabulary = from_mapping(json.loads(metadata["vocabulary"]), Vocabulary, f"{path}: vocabulary")

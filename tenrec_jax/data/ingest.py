@@ -14,7 +14,7 @@ work, this process or Ray, and this module alone writes the table.
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,20 +36,20 @@ from tenrec_jax.data.interactions import (
 from tenrec_jax.data.logs import Log, open_log, source_files
 from tenrec_jax.data.manifest import (
     MANIFEST_FILE,
-    SCHEMA_VERSION,
     Manifest,
     Source,
     check_files,
     note_verified,
     read_manifest,
+    seal,
 )
 from tenrec_jax.data.quarantine import FILE as QUARANTINE_FILE
 from tenrec_jax.data.quarantine import Quarantine
 from tenrec_jax.data.schema import Kind, Role, check_features
 from tenrec_jax.data.shards import Oddities, RowOrder
-from tenrec_jax.data.workspace import workspace
 from tenrec_jax.errors import UserError
-from tenrec_jax.files import flush, sha256_of, write_json
+from tenrec_jax.files import flush, sha256_of
+from tenrec_jax.workspace import workspace
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,13 @@ class IngestOptions:
             check_features(self.columns)
 
 
+@dataclass(frozen=True)
+class Ingested(Manifest):
+    """A table's manifest, and whether the table was written now or stood there already."""
+
+    is_new: bool = field(default=True, compare=False)
+
+
 def ingest(
     sources: Sequence[Path | str],
     kind: str,
@@ -96,7 +103,7 @@ def ingest(
     options: IngestOptions | None = None,
     *,
     progress: bool = True,
-) -> Manifest:
+) -> Ingested:
     """Validate a log and write it as a table; a table of the same sources that stands there already is left as it is.
 
     Args:
@@ -131,12 +138,10 @@ def ingest(
         if changed:
             raise UserError(f"{changed[0]} changed while it was read. Run the command again when it is complete.")
         manifest = Manifest(
-            schema_version=SCHEMA_VERSION,
-            kind=kind,
+            log_kind=kind,
             columns=dict(options.columns or {}),
             duplicates=options.duplicates,
             sources=origin,
-            files={},
             counts=written.counts,
             actions=log.kind.actions,
             has_exposures=log.kind.has_exposures,
@@ -145,7 +150,11 @@ def ingest(
             sha256=written.sha256,
             ids=options.ids,
         )
-        return _complete(folder, out, manifest)
+        seal(folder, manifest)
+        (out / QUARANTINE_FILE).unlink(missing_ok=True)
+    manifest = read_manifest(out)
+    note_verified(out, manifest)
+    return Ingested(**vars(manifest), is_new=True)
 
 
 def _has_changed(file: Path, source: Source) -> bool:
@@ -167,14 +176,14 @@ class Written(NamedTuple):
     sha256: str
 
 
-def _existing(out: Path, kind: str, origin: tuple[Source, ...], options: IngestOptions) -> Manifest:
+def _existing(out: Path, kind: str, origin: tuple[Source, ...], options: IngestOptions) -> Ingested:
     """The manifest of the table in `out`, if it is what these sources and options give."""
     remedy = "Name another folder, or delete this one first."
     if out.is_file() or not (out / MANIFEST_FILE).is_file():
         raise UserError(f"{out} exists and is not a table. {remedy}")
     manifest = read_manifest(out)
-    if manifest.kind != kind:
-        raise UserError(f"{out} holds a table of kind {manifest.kind}, not {kind}. {remedy}")
+    if manifest.log_kind != kind:
+        raise UserError(f"{out} holds a table of kind {manifest.log_kind}, not {kind}. {remedy}")
     if [source.sha256 for source in manifest.sources] != [source.sha256 for source in origin]:
         listing = "".join(
             f"\n  {place}: {', '.join(f'{source.name} (SHA-256 {source.sha256[:12]})' for source in sources)}"
@@ -195,7 +204,7 @@ def _existing(out: Path, kind: str, origin: tuple[Source, ...], options: IngestO
         )
     check_files(out, manifest)
     logger.info("%s holds the table of these sources already; nothing to do", out)
-    return manifest
+    return Ingested(**vars(manifest), is_new=False)
 
 
 def _encode(engine: Engine, log: Log, folder: Path, out: Path, options: IngestOptions, *, progress: bool) -> Encoded:
@@ -240,16 +249,3 @@ def _write_events(
     arrays = [*dictionary_arrays(users), *dictionary_arrays(items)]
     described = [(name, array.dtype.str, array.shape, array_sha256(array).hexdigest()) for name, array in arrays]
     return Written(counts, sha256_of_arrays([*columns.described(), *described]))
-
-
-def _complete(folder: Path, out: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest and rename the folder into place."""
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    manifest = replace(manifest, files={name: sha256_of(folder / name) for name in files})
-    write_json(folder / MANIFEST_FILE, manifest.to_json())
-    flush(folder)
-    (out / QUARANTINE_FILE).unlink(missing_ok=True)
-    folder.rename(out)
-    flush(out.parent)
-    note_verified(out, manifest)
-    return manifest

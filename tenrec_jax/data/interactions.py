@@ -161,7 +161,7 @@ def open_table(directory: Path | str) -> Interactions:
         _mapped(directory / name) for name in (USER_COLUMN, ITEM_COLUMN, LABELS_COLUMN, OFFSETS)
     )
     table = Interactions(
-        kind=manifest.kind,
+        kind=manifest.log_kind,
         actions=manifest.actions,
         has_exposures=manifest.has_exposures,
         user_R=user_R,

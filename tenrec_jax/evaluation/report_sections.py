@@ -68,7 +68,7 @@ def _what_was_run(run: Run) -> str:
 def _data(run: Run) -> str:
     data, manifest = run.data, run.data["manifest"]
     counts, actions = manifest["counts"], manifest["actions"]
-    values = {"Source": data["source"], "Kind": manifest["kind"]}
+    values = {"Source": data["source"], "Kind": manifest["log_kind"]}
     values["Origin"] = "synthetic twin" if data["is_synthetic"] else "real log"
     # Beside rows, users and items the counts tell what is odd about the log.
     values |= {key.replace("_", " ").capitalize(): f"{counts[key]:,}" for key in counts if key not in actions}

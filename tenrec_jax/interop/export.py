@@ -8,7 +8,6 @@ probe.safetensors      inputs and the outputs that JAX gave for them
 """
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,23 @@ from safetensors.numpy import save_file
 
 from tenrec_jax import artifact
 from tenrec_jax.artifact import Artifact, Catalogue, Identity
-from tenrec_jax.config import ServingConfig, from_mapping
+from tenrec_jax.config import ServingConfig
 from tenrec_jax.errors import UserError
-from tenrec_jax.files import json_text, read_json, sha256_of, write_json
+from tenrec_jax.files import json_text, read_json, write_json
 from tenrec_jax.interop import probe, weights
 from tenrec_jax.retrieval.index import IndexConfig, build_index
+from tenrec_jax.sealed import KIND, VERSION, Kind, check_files, read_manifest_of, require_types
+from tenrec_jax.sealed import seal as seal_folder
+from tenrec_jax.workspace import refuse_used, workspace
 from torch_mlu_backend import config as mirror_config
 from torch_mlu_backend.errors import UserError as MirrorError
 
-FORMAT_VERSION = 1
-RECOMMENDER = "recommender"
+FORMAT_VERSION = 2
+KINDS = (Kind.EXPORTED_RECOMMENDER, Kind.ORIGINAL_RANKER, Kind.ORIGINAL_TWO_TOWER)
 RETRIEVAL, RANKING, PROBE = "retrieval.safetensors", "ranking.safetensors", "probe.safetensors"
 USERS, ITEMS, EVENTS = "users.safetensors", "items.safetensors", "events.safetensors"
 IDS, RULES, MANIFEST = "ids.json", "rules.json", "manifest.json"
+REMEDY = "Copy or export it again."
 AGREEMENT = 1e-5
 
 
@@ -44,26 +47,11 @@ def export(recommender: Path, out: Path) -> Artifact:
     Raises:
         UserError: no recommender, one with a setting that the mirror lacks, or `out` is not empty.
     """
+    refuse_used(out)
     loaded = artifact.load(recommender)
-    identity, catalogue = loaded.identity, loaded.catalogue
-    _refuse_unsupported(identity)
-    new_folder(out)
-    retrieval = weights.Description(weights.TWO_TOWER, identity.retrieval, identity.vocabulary)
-    weights.save(out / RETRIEVAL, retrieval, loaded.retrieval.parameters)
-    if loaded.ranking is not None:
-        ranking = weights.Description(weights.RANKER, identity.ranking, identity.vocabulary)
-        weights.save(out / RANKING, ranking, loaded.ranking.parameters)
-    _save_catalogue(out, catalogue, np.sort(loaded.index.item_ids_N), item_vectors(loaded))
-    write_json(out / RULES, dataclasses.asdict(loaded.serving))
-    inputs = probe.draw(loaded)
-    save_arrays(out / PROBE, {f"inputs/{k}": v for k, v in inputs._asdict().items()} | probe.outputs(loaded, inputs))
-    facts = {
-        "version": loaded.version,
-        "actions": list(loaded.actions),
-        "data_sha256": identity.data_sha256,
-        "index": dataclasses.asdict(loaded.index.config),
-    }
-    seal(out, RECOMMENDER, facts)
+    _refuse_unsupported(loaded.identity)
+    with workspace(out) as folder:
+        _write(folder, loaded)
     return loaded
 
 
@@ -75,32 +63,17 @@ def bring_back(exported: Path, out: Path) -> Artifact:
     Raises:
         UserError: no exported recommender, a damaged one, other outputs than the probe's, or `out` is not empty.
     """
+    refuse_used(out)
     manifest = read_manifest(exported)
-    if manifest["kind"] != RECOMMENDER:
+    if manifest[KIND] != Kind.EXPORTED_RECOMMENDER:
         raise UserError(
-            f"{exported} holds a {manifest['kind']}, which has no catalogue: there is no recommender to make."
+            f"{exported} holds a {manifest[KIND]}, which has no catalogue: there is no recommender to make."
         )
-    new_folder(out)
-    retrieval, two_tower = weights.load(exported / RETRIEVAL)
-    ranking, ranker = weights.load(exported / RANKING) if RANKING in manifest["files"] else (None, None)
-    catalogue, indexed_N = _load_catalogue(exported)
-    identity = Identity(
-        actions=tuple(manifest["actions"]),
-        data_sha256=manifest["data_sha256"],
-        vocabulary=retrieval.vocabulary,
-        retrieval=retrieval.config,
-        ranking=ranking.config if ranking else None,
-    )
-    artifact.save_weights(out / artifact.RETRIEVAL_WEIGHTS, two_tower.parameters)
-    if ranker is not None:
-        artifact.save_weights(out / artifact.RANKING_WEIGHTS, ranker.parameters)
-    vectors_ND = _item_vectors(two_tower, catalogue, indexed_N)
-    index = build_index(vectors_ND, indexed_N, from_mapping(manifest["index"], IndexConfig, "index"))
-    index.save(out / artifact.INDEX)
-    artifact.seal(out, identity, catalogue, from_mapping(read_json(exported / RULES), ServingConfig, "rules"))
-    loaded = artifact.load(out)
-    _check_probe(loaded, exported / PROBE)
-    return loaded
+    require_types(manifest, _Facts, exported / MANIFEST)
+    with workspace(out) as folder:
+        _write_recommender(folder, exported, manifest)
+        _check_probe(artifact.load(folder), exported / PROBE)
+    return artifact.load(out)
 
 
 def item_vectors(loaded: Artifact) -> np.ndarray:
@@ -108,48 +81,21 @@ def item_vectors(loaded: Artifact) -> np.ndarray:
     return _item_vectors(loaded.retrieval, loaded.catalogue, np.sort(loaded.index.item_ids_N))
 
 
-def new_folder(out: Path) -> None:
-    """Make a folder.
-
-    Raises:
-        UserError: it exists and is not empty.
-    """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty: name another folder, or remove this one.")
-    out.mkdir(parents=True, exist_ok=True)
-
-
-def seal(folder: Path, kind: str, facts: dict[str, Any]) -> None:
+def seal(folder: Path, kind: Kind, facts: dict[str, Any]) -> None:
     """Write the manifest: `facts` and the hashes of all files there."""
-    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-    manifest = {"format_version": FORMAT_VERSION, "kind": kind, **facts, "files": files}
-    write_json(folder / MANIFEST, manifest | {"sha256": _digest(manifest)})
+    seal_folder(folder, {KIND: kind, VERSION: FORMAT_VERSION} | facts, name=MANIFEST)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, with all files checked against it.
 
     Raises:
-        UserError: not an exported folder, another format version, or a file that is missing or damaged.
+        UserError: not an exported folder, another format version, or files that are missing or damaged.
     """
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is no exported folder: it has no {MANIFEST}. Run tenrec-jax export to make one.")
-    try:
-        manifest = read_json(folder / MANIFEST)
-        version, stated, files = manifest["format_version"], manifest.pop("sha256"), manifest["files"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged ({error}). Export again.") from error
-    if version != FORMAT_VERSION:
-        raise UserError(f"{folder} has format version {version}; this code reads {FORMAT_VERSION}.")
-    if stated != _digest(manifest):
-        raise UserError(f"{folder / MANIFEST} is damaged: its SHA-256 is another. Export again.")
-    for name, digest in files.items():
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing. Export again.")
-        if sha256_of(folder / name) != digest:
-            raise UserError(
-                f"{folder / name} is damaged, or another one: its SHA-256 is not the manifest's. Export again."
-            )
+    manifest = read_manifest_of(folder, *KINDS, version=FORMAT_VERSION, name=MANIFEST, remedy=REMEDY)
+    check_files(folder, manifest, remedy=REMEDY)
     return manifest
 
 
@@ -170,8 +116,51 @@ def _refuse_unsupported(identity: Identity) -> None:
                 raise UserError(f"the PyTorch mirror cannot compute this recommender: {error}") from None
 
 
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """What the manifest of an exported recommender must say beside its kind."""
+
+    version: str
+    actions: tuple[str, ...]
+    data_sha256: str
+    index: dict[str, Any]
+
+
+def _write(out: Path, loaded: Artifact) -> None:
+    identity, catalogue = loaded.identity, loaded.catalogue
+    retrieval = weights.Description(weights.TWO_TOWER, identity.retrieval, identity.vocabulary)
+    weights.save(out / RETRIEVAL, retrieval, loaded.retrieval.parameters)
+    if loaded.ranking is not None:
+        ranking = weights.Description(weights.RANKER, identity.ranking, identity.vocabulary)
+        weights.save(out / RANKING, ranking, loaded.ranking.parameters)
+    _save_catalogue(out, catalogue, np.sort(loaded.index.item_ids_N), item_vectors(loaded))
+    write_json(out / RULES, dataclasses.asdict(loaded.serving))
+    inputs = probe.draw(loaded)
+    save_arrays(out / PROBE, {f"inputs/{k}": v for k, v in inputs._asdict().items()} | probe.outputs(loaded, inputs))
+    index = dataclasses.asdict(loaded.index.config)
+    facts = _Facts(loaded.version, loaded.actions, identity.data_sha256, index)
+    seal(out, Kind.EXPORTED_RECOMMENDER, dataclasses.asdict(facts))
+
+
+def _write_recommender(out: Path, exported: Path, manifest: dict[str, Any]) -> None:
+    retrieval, two_tower = weights.load(exported / RETRIEVAL, weights.TWO_TOWER)
+    ranking, ranker = weights.load(exported / RANKING, weights.RANKER) if RANKING in manifest["files"] else (None, None)
+    catalogue, indexed_N = _load_catalogue(exported)
+    identity = Identity(
+        actions=tuple(manifest["actions"]),
+        data_sha256=manifest["data_sha256"],
+        vocabulary=retrieval.vocabulary,
+        retrieval=retrieval.config,
+        ranking=ranking.config if ranking else None,
+    )
+    artifact.save_weights(out / artifact.RETRIEVAL_WEIGHTS, two_tower.parameters)
+    if ranker is not None:
+        artifact.save_weights(out / artifact.RANKING_WEIGHTS, ranker.parameters)
+    vectors_ND = _item_vectors(two_tower, catalogue, indexed_N)
+    config = artifact.settings(manifest["index"], IndexConfig, exported / MANIFEST, "index")
+    build_index(vectors_ND, indexed_N, config).save(out / artifact.INDEX)
+    rules = artifact.settings(read_json(exported / RULES), ServingConfig, exported / RULES)
+    artifact.seal(out, identity, catalogue, rules)
 
 
 def _save_catalogue(out: Path, catalogue: Catalogue, indexed_N: np.ndarray, vectors_ND: np.ndarray) -> None:

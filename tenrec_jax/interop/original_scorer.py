@@ -18,7 +18,7 @@ from jax import Array
 from tenrec_jax.errors import UserError
 from tenrec_jax.files import sha256_of
 from tenrec_jax.interop import weights
-from tenrec_jax.interop.export import MANIFEST, PROBE, new_folder, read_manifest, save_arrays, seal
+from tenrec_jax.interop.export import MANIFEST, PROBE, read_manifest, save_arrays, seal
 from tenrec_jax.interop.original import load_ranker, load_state, load_two_tower
 from tenrec_jax.interop.original_models import (
     OriginalItemTower,
@@ -31,10 +31,12 @@ from tenrec_jax.interop.original_models import (
 from tenrec_jax.interop.probe import blocks_of, layer_name
 from tenrec_jax.models.fastformer import FastformerEncoder
 from tenrec_jax.models.features import Vocabulary
+from tenrec_jax.sealed import KIND, Kind
+from tenrec_jax.workspace import refuse_used, workspace
 
 MULTIPLIER = 2654435761
 MODEL = "model.safetensors"
-KINDS = (weights.ORIGINAL_RANKER, weights.ORIGINAL_TWO_TOWER)
+KINDS = (Kind.ORIGINAL_RANKER, Kind.ORIGINAL_TWO_TOWER)
 DEFAULT_TEMPERATURE = 0.07
 PROBE_USERS, PROBE_SLOTS = 4, 16
 Original = OriginalRanker | OriginalTwoTower
@@ -67,6 +69,7 @@ def import_original(checkpoint: Path, out: Path, *, temperature: float = DEFAULT
     Raises:
         UserError: a file that cannot be read safely, weights of another model, or `out` is not empty.
     """
+    refuse_used(out)
     state = load_state(checkpoint)
     two_tower = any(name.startswith("user_tower.") for name in state)
     prefix = "user_tower.transformer" if two_tower else "encoder"
@@ -80,11 +83,11 @@ def import_original(checkpoint: Path, out: Path, *, temperature: float = DEFAULT
         else load_ranker(state, num_heads=heads)
     )
     description = describe(model)
-    new_folder(out)
-    weights.save(out / MODEL, description, nnx.state(model))
     inputs = _draw(description)
-    save_arrays(out / PROBE, {f"inputs/{k}": v for k, v in inputs.items()} | _outputs(model, inputs))
-    seal(out, description.kind, {"checkpoint_sha256": sha256_of(checkpoint)})
+    with workspace(out) as folder:
+        weights.save(folder / MODEL, description, nnx.state(model))
+        save_arrays(folder / PROBE, {f"inputs/{k}": v for k, v in inputs.items()} | _outputs(model, inputs))
+        seal(folder, Kind(description.kind), {"checkpoint_sha256": sha256_of(checkpoint)})
     return description.kind
 
 
@@ -97,10 +100,10 @@ class OriginalScorer:
     @classmethod
     def load(cls, folder: str | Path) -> "OriginalScorer":
         """Load a folder of `import_original`. Raises: UserError: it is not one, or is damaged."""
-        kind = read_manifest(Path(folder))["kind"]
+        kind = read_manifest(Path(folder))[KIND]
         if kind not in KINDS:
             raise UserError(f"{folder} holds a {kind}, not a model of the original system.")
-        description, model = weights.load(Path(folder) / MODEL)
+        description, model = weights.load(Path(folder) / MODEL, kind)
         return cls(description, model.merged())
 
     def score(
@@ -151,7 +154,7 @@ class OriginalScorer:
 
 def is_original(folder: Path) -> bool:
     """Whether a folder is one of `import_original`. Raises: UserError: it is an exported folder, but damaged."""
-    return (folder / MODEL).exists() and (folder / MANIFEST).exists() and read_manifest(folder)["kind"] in KINDS
+    return (folder / MODEL).exists() and (folder / MANIFEST).exists() and read_manifest(folder)[KIND] in KINDS
 
 
 def describe(model: Original) -> weights.Description:

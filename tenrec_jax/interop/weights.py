@@ -112,8 +112,11 @@ def save(path: Path, description: Description, parameters: nnx.State) -> None:
         save_file(weights, temporary, header)
 
 
-def load(path: Path) -> tuple[Description, Model]:
+def load(path: Path, *expected: str) -> tuple[Description, Model]:
     """Read a file of `save` or of the mirror.
+
+    Args:
+        expected: kinds of model that it may hold; by default all that there are.
 
     Raises:
         UserError: the file is absent, damaged, of another format version or another model, or an entry is missing, left over or misshapen.
@@ -126,8 +129,8 @@ def load(path: Path) -> tuple[Description, Model]:
         raise UserError(f"{path} is damaged: the SHA-256 of its data is not its header's. Copy it again.")
     if (header.get("layer_norm_eps"), header.get("gelu")) != (repr(LAYER_NORM_EPS), GELU_FORM):
         raise UserError(f"{path} wants another eps or GELU than {LAYER_NORM_EPS} and {GELU_FORM}.")
-    if header.get("model") not in KINDS:
-        raise UserError(f"{path} holds a {header.get('model')!r}; known models: {', '.join(KINDS)}.")
+    if header.get("model") not in (expected or KINDS):
+        raise UserError(f"{path} holds a {header.get('model')!r}, not a {' or '.join(expected or KINDS)}.")
     kind = KINDS[header["model"]]
     try:
         config = from_mapping(json.loads(header["config"]), kind.config, f"{path}: config")

@@ -1,7 +1,7 @@
 """The items with the largest inner product, by ScaNN or by exact search, behind one interface.
 
 An index is built, tuned by typical queries, changed by `upsert` and `delete`, and saved as a folder that may be moved:
-`index.json` (kind, configuration, dimensions, SHA-256 of every file), `tuning.json`, and `item_ids.npy` with
+`index.json` (search, configuration, dimensions, SHA-256 of every file and its own), `tuning.json`, and `item_ids.npy` with
 `vectors.npy` (exact), or with `tree.json`, `scann/` and, if there are any, `changes/`. Every search gives k hits in
 order of falling score, equal scores in order of item id; where fewer exist the rest is item 0, "no item", with score -inf.
 """
@@ -90,18 +90,18 @@ def load_index(folder: Path) -> ItemIndex:
     """The index that `save` wrote, wherever the folder is now.
 
     Raises:
-        UserError: no index there, a file that is damaged, missing or not part of it (it is named), an index of another
+        UserError: no index there, files that are damaged, missing or not part of it (all are named), an index of another
             version, or ScaNN needed and not installed.
     """
     folder = Path(folder)
     manifest, path = checked_manifest(folder), folder / TUNING_FILE
     tuning = Tuning.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
     kinds = {ExactIndex.kind: ExactIndex.load, ScannIndex.kind: ScannIndex.load}
-    if manifest.kind not in kinds:
+    if manifest.search not in kinds:
         raise UserError(
-            f"{folder / MANIFEST}: kind {manifest.kind!r} is unknown to this version: build the index again"
+            f"{folder / MANIFEST}: search {manifest.search!r} is unknown to this version: build the index again"
         )
-    index = kinds[manifest.kind](folder, manifest.config, tuning)
+    index = kinds[manifest.search](folder, manifest.config, tuning)
     if index.size != manifest.count:
         raise UserError(
             f"{folder / MANIFEST}: count is {manifest.count}, the files hold {index.size} items: build the index again"
