@@ -103,7 +103,7 @@ def test_means_of_a_window_are_over_its_good_steps(tmp_path: Path) -> None:
     seen: list[float] = []
     parallel = DataParallel(jax.local_devices()[:1])
     rule = TableOptimizerConfig("lazy_adam", weight_decay=0.01)
-    config = OptimizerConfig(learning_rate=0.05, warmup_steps=0, weight_decay=0.01, tables=rule)
+    config = OptimizerConfig(learning_rate=0.05, warmup_steps=0, schedule="constant", weight_decay=0.01, tables=rule)
     optimizer, init_key = make_optimizer(config, 5, task.tables), jax.random.split(jax.random.key(0))[0]
     parameters = task.init(init_key)
     step_fn = compile_step(task, optimizer, parallel, like=parameters)

@@ -71,7 +71,7 @@ class RegressionTask:
 def train(workdir: Path, task: RegressionTask, *, epochs: int = 4, **options: Any) -> FitResult:
     """Train with lazy Adam on the table, weight decay and a moving average: everything that a step may move."""
     rule = TableOptimizerConfig("lazy_adam", weight_decay=0.01)
-    optimizer = OptimizerConfig(learning_rate=0.05, warmup_steps=0, weight_decay=0.01, tables=rule)
+    optimizer = OptimizerConfig(learning_rate=0.05, warmup_steps=0, schedule="constant", weight_decay=0.01, tables=rule)
     config = TrainConfig(epochs=epochs, optimizer=optimizer, **options)
     workdir.mkdir(exist_ok=True)
     return fit(task, config, workdir=workdir, seed=0, parallel=DataParallel(jax.local_devices()[:1]))

@@ -61,7 +61,7 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The folder of a stage's checkpoints. It keeps the two latest and the best: should the latest be damaged, one is left.
+    """The folder of a stage's checkpoints. It keeps the two latest, should one be damaged, and the best step as of each of them.
 
     In a run of several processes all of them make this object and call its methods alike: each writes its part of the global arrays.
 
@@ -168,7 +168,8 @@ class Checkpoints:
             flush(self._folder)
         except (OSError, ValueError) as error:
             raise self._failed(step, error) from error
-        kept = {*self._steps()[:2], saved.progress.best_step}
+        latest = self._steps()[:2]
+        kept = {*latest, *(self._saved(each).progress.best_step for each in latest)}
         for old in set(self._steps()) - kept:
             # By another name first: a removal that is interrupted leaves nothing that looks like a checkpoint.
             going = (self._folder / str(old)).rename(self._folder / f"{old}{WRITING}")
