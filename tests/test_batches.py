@@ -17,6 +17,7 @@ from tenrec_jax.data.batches import (
 )
 from tenrec_jax.data.interactions import Interactions, Items, Users, offsets_of
 from tenrec_jax.data.protocols import Part, per_user_order
+from tenrec_jax.errors import UserError
 
 
 def table_of(lengths: list[int], items: int = 50, seed: int = 0) -> Interactions:
@@ -269,3 +270,17 @@ def test_any_order_permutes_whole_events_within_their_timeline() -> None:
         np.testing.assert_array_equal(events.category[score], table.items.category[table.item_R[row[score]]])
         np.testing.assert_array_equal(events.action[score], table.labels_RA[row[score]])
     assert moved > 10
+
+
+@pytest.mark.parametrize(("column", "value"), [("item_R", 51), ("item_R", -1), ("labels_RA", 2), ("labels_RA", -1)])
+def test_an_impossible_id_or_label_is_found_on_the_host_and_its_row_named(column: str, value: int) -> None:
+    table = table_of([12, 9])
+    split = per_user_order(table)
+    row = int(split.rows(Part.TRAIN)[3])
+    reader = TimelineReader(table, TrainVocabulary.of(table, split), np.arange(21), np.ones(21, bool))
+    windows = reader.windows(12, 12)
+    getattr(table, column)[row] = value
+    with pytest.raises(UserError, match=rf"Row {row} of the table holds item .*items are 1 to 50, labels 0 or 1"):
+        reader.read(windows, np.array([[0]]), np.array([[0]]), 12)
+    with pytest.raises(UserError, match=f"Row {row} of the table"):
+        TrainVocabulary.of(table, split)

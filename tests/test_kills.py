@@ -109,6 +109,55 @@ def test_a_stopped_run_saves_what_it_has_done_and_ends_as_if_nothing_had_been(la
     assert max(waits) < SAVED_WITHIN
 
 
+@cut(1, 20)
+def test_a_power_cut_that_brings_back_older_files_changes_no_result(lab: Lab, count: int) -> None:
+    """Half the files are as they were at an earlier kill, whichever they are: so a disk may be that had not written all."""
+    restored = 0
+    for number in range(count):
+        workdir, older = lab.folder / f"cut-{number}", lab.folder / f"older-{number}"
+        for place in (older, None):
+            run = lab.start(workdir)
+            run.until(run.trains)
+            lab.moment(3.0)
+            run.signal(signal.SIGKILL)
+            run.wait()
+            if place:
+                shutil.copytree(workdir, place)
+        for path in sorted(path for path in older.rglob("*") if path.is_file()):
+            if lab.random.random() < 0.5:
+                here = workdir / path.relative_to(older)
+                here.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, here)
+                restored += 1
+        lab.finish(workdir)
+        assert_same_result(result_of(workdir), lab.result)
+        shutil.rmtree(workdir)
+    print(f"\npower cuts: {count}, {restored} files brought back, 0 wrong results")
+
+
+@cut(2, 40)
+def test_damage_to_what_a_stage_left_is_told_and_the_stage_done_again(lab: Lab, count: int) -> None:
+    """Of a finished run, any file of the table, of weights, index, results and recommender."""
+    left = [path for path in sorted(lab.whole.rglob("*")) if path.is_file() and is_left_by_a_stage(path)]
+    for number in range(count):
+        workdir = lab.folder / f"damaged-{number}"
+        shutil.copytree(lab.whole, workdir)
+        path = workdir / lab.random.choice(left).relative_to(lab.whole)
+        data = bytearray(path.read_bytes())
+        data[lab.random.randrange(len(data))] ^= 1 << lab.random.randrange(8)
+        path.write_bytes(data)
+        said = lab.finish(workdir)
+        assert str(path.relative_to(workdir)) in said
+        assert_same_result(result_of(workdir), lab.result)
+        shutil.rmtree(workdir)
+    print(f"\nfiles of finished stages: {count} damages, {count} told and made again, 0 wrong results")
+
+
+def is_left_by_a_stage(path: Path) -> bool:
+    unread = ("checkpoints", "tensorboard", "timings.jsonl", "report.html", "config.json", "env.json", "DONE", "source")
+    return not path.name.startswith(".") and not any(name in path.parts for name in (*unread, "verified.json"))
+
+
 @cut(2, 10)
 def test_a_run_without_room_says_so_and_ends_as_if_nothing_had_been_once_there_is(lab: Lab, count: int) -> None:
     largest = max(path.stat().st_size for path in lab.whole.rglob("*") if path.is_file())

@@ -10,6 +10,7 @@ from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.data.packing import pack
 from tenrec_jax.data.protocols import Part, Split
 from tenrec_jax.data.row_blocks import place_in_block, process_rows, row_blocks, user_blocks
+from tenrec_jax.errors import UserError
 from tenrec_jax.timeline import Events, Profile, Timeline
 
 
@@ -42,10 +43,15 @@ class TrainVocabulary:
 
     @classmethod
     def of(cls, table: Interactions, split: Split) -> "TrainVocabulary":
-        """The vocabulary of the rows that `split` trains on."""
+        """The vocabulary of the rows that `split` trains on.
+
+        Raises:
+            UserError: a row names an item that the table does not have, or a label that is neither 0 nor 1.
+        """
         vocabulary = cls(np.zeros(table.num_users + 1, np.int32), np.zeros(table.num_items + 1, np.int32))
         for rows in row_blocks(table.num_rows):
             trained = split.part_R[rows] == Part.TRAIN
+            _refuse_impossible(table, np.arange(rows.start, rows.stop), table.item_R[rows], table.labels_RA[rows])
             for known, ids in ((vocabulary.user, table.user_R[rows]), (vocabulary.item, table.item_R[rows])):
                 known[ids[trained]] = ids[trained]
         return vocabulary
@@ -140,6 +146,9 @@ class TimelineReader:
             windows: all windows.
             window_BU: numbers of those of each row; -1 where there are fewer.
             start_BU: first slot of each; `length` where there are fewer.
+
+        Raises:
+            UserError: a row of the table names an item that it does not have, or a label that is neither 0 nor 1.
         """
         table, vocabulary = self._table, self._vocabulary
         windows_BU = Windows(*(np.where(window_BU >= 0, field[window_BU], 0) for field in windows))
@@ -156,6 +165,8 @@ class TimelineReader:
             counts_BT.flat[slot + within] = position >= np.repeat(windows_BU.score_from.reshape(-1), events_P)
         mask_BT = shown_BT if self._scored_seen else shown_BT & ~scored_BT
         item_BT = np.where(shown_BT, table.item_R[row_BT], 0)
+        action_BTA = table.labels_RA[row_BT]
+        _refuse_impossible(table, row_BT, item_BT, action_BTA)
         user_BU = windows_BU.user
         timeline = Timeline(
             Profile(vocabulary.user[user_BU], table.users.gender[user_BU], table.users.age[user_BU]),
@@ -163,7 +174,7 @@ class TimelineReader:
             Events(
                 item=vocabulary.item[item_BT],
                 category=table.items.category[item_BT],
-                action=np.where(mask_BT[..., None], table.labels_RA[row_BT], 0).astype(np.int8),
+                action=np.where(mask_BT[..., None], action_BTA, 0).astype(np.int8),
                 mask=mask_BT,
             ),
         )
@@ -268,6 +279,21 @@ class TimelineBatches:
         placed = np.empty_like(window_P)
         placed[self._by_length] = window_P[np.argsort(self._slots_W[window_P], kind="stable")]
         return placed, row_R
+
+
+def _refuse_impossible(table: Interactions, row: np.ndarray, item: np.ndarray, action_A: np.ndarray) -> None:
+    """Look here, on the host: on a device an id beyond its table reads another row, or none, and nobody is told.
+
+    Args:
+        row, item: of some events, arrays of one shape. action_A: their labels, one dimension more.
+    """
+    bad = (item < 0) | (item > table.num_items) | ((action_A != 0) & (action_A != 1)).any(-1)
+    if bad.any():
+        place = tuple(np.argwhere(bad)[0])
+        raise UserError(
+            f"Row {row[place]} of the table holds item {item[place]} and labels {action_A[place].tolist()}; items are 1 to "
+            f"{table.num_items}, labels 0 or 1. The table is damaged: check it with tenrec-jax verify, or ingest the log again."
+        )
 
 
 def _power_of_two(number: int) -> int:
