@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -18,13 +18,14 @@ from scipy.special import xlog1py, xlogy
 from sklearn.metrics import roc_auc_score
 
 from tenrec_jax import __main__ as command_line
-from tenrec_jax import artifact
+from tenrec_jax import artifact, stages
 from tenrec_jax.config import STAGES, RunConfig, default_config
 from tenrec_jax.data.interactions import open_table
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.opening import record_opening
 from tenrec_jax.evaluation.two_stage import CandidateRanker
+from tenrec_jax.files import locked
 from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.recommender import Recommender
 from tenrec_jax.run_data import RunData
@@ -235,6 +236,92 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(workdir: Pat
     changed = dataclasses.replace(tiny_config(), retrieval=retrieval)
     with pytest.raises(UserError, match=r"retrieval\.negatives: 512 in the workdir, 7 now"):
         Pipeline(changed, workdir)
+
+
+def copied(workdir: Path, place: Path, *, without: Sequence[str] = ()) -> Path:
+    """A copy of a run in which some stages are not finished."""
+    shutil.copytree(workdir, place)
+    records = stages.read(place)
+    stages.write(place, {stage: records[stage] for stage in records if stage not in without})
+    return place
+
+
+def test_an_unfinished_run_of_other_code_is_refused_and_a_finished_one_is_told(workdir: Path, tmp_path: Path) -> None:
+    for name, without in (("finished", ()), ("unfinished", ["export"])):
+        folder = copied(workdir, tmp_path / name, without=without)
+        environment = json.loads((folder / "env.json").read_text())
+        environment["code"] |= {"jax": "0.1", "tenrec_jax sources": "other"}
+        (folder / "env.json").write_text(json.dumps(environment))
+    assert Pipeline(tiny_config(), tmp_path / "finished").run()
+    with pytest.raises(UserError, match=r"jax: .0\.1. in the workdir, ") as error:
+        Pipeline(tiny_config(), tmp_path / "unfinished")
+    assert "tenrec_jax sources: 'other' in the workdir, " in str(error.value)
+    assert "--allow_changed" in str(error.value)
+
+
+def test_what_changes_on_the_way_is_told_recorded_and_repeated_by_the_results(
+    workdir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copied(workdir, tmp_path / "run", without=["evaluate", "export"])
+    changed = dataclasses.replace(tiny_config(), evaluation=dataclasses.replace(tiny_config().evaluation, resamples=20))
+    with caplog.at_level("WARNING"):
+        results = Pipeline(changed, folder, allow_changed=True).run()
+    line = "  config.evaluation.resamples: 50 in the workdir, 20 now"
+    assert line in caplog.text
+    assert "kept as they are (data, retrieval, index, ranking)" in caplog.text
+    expected = [{"kept": ["data", "retrieval", "index", "ranking"], "changed": [line]}]
+    assert json.loads((folder / "changes.json").read_text()) == expected == results["changes_while_running"]
+    assert "the run was changed on the way" in (folder / "report.html").read_text()
+    assert Pipeline(changed, folder).run() == results  # from now on it is this configuration's
+
+
+def test_a_log_that_changed_is_refused_and_one_that_is_gone_is_not_missed(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    write_twin(log, kind="qb_video", rows=600, seed=0, progress=False)
+    config = dataclasses.replace(tiny_config(), data=dataclasses.replace(tiny_config().data, path=str(log)))
+    Pipeline(config, tmp_path / "run").run(["data"])
+    text = log.read_text()
+    log.write_text(text.replace("1", "2", 1))
+    with pytest.raises(UserError, match=r"log\.csv: SHA-256 \w{12} in the workdir's table, \w{12} now"):
+        Pipeline(config, tmp_path / "run")
+    log.unlink()
+    Pipeline(config, tmp_path / "run")
+
+
+def test_two_processes_do_not_run_in_one_workdir(tmp_path: Path) -> None:
+    with locked(tmp_path / ".lock", "tests"), pytest.raises(UserError, match=r"Another process runs in .*Wait for it"):
+        Pipeline(tiny_config(), tmp_path).run(["data"])
+
+
+def test_damaged_records_of_finished_stages_are_set_aside_and_told(
+    workdir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest of the run is proven in test_kills.py; here: what is told, and that the table is used as it is."""
+    folder = copied(workdir, tmp_path / "run")
+    text = (folder / stages.FILE).read_text()
+    (folder / stages.FILE).write_text(text.replace("seconds", "sekunden", 1))
+    assert stages.check(folder)
+    with caplog.at_level("WARNING"):
+        Pipeline(tiny_config(), folder).run(["data"])
+    assert "stages.json is damaged" in caplog.text
+    assert (folder / "set-aside" / stages.FILE).exists()
+    assert list(stages.read(folder)) == ["data"]
+    assert not (folder / "DONE").exists()
+
+
+def test_every_file_that_a_stage_left_is_checked(workdir: Path, tmp_path: Path) -> None:
+    assert stages.check(workdir) == []
+    for pattern in (
+        "data.json",
+        "table/columns/*.npy",
+        "recommender/index/*",
+        "eval/val.json",
+        "recommender/*.parquet",
+    ):
+        folder = copied(workdir, tmp_path / pattern.replace("/", "_").replace("*", "x"))
+        path = sorted(folder.glob(pattern))[0]
+        path.write_bytes(path.read_bytes()[:-1])
+        assert [problem for problem in stages.check(folder) if str(path) in problem], path
 
 
 def test_stages_out_of_order_or_unknown_are_refused(tmp_path: Path) -> None:
