@@ -164,6 +164,12 @@ def check_files(folder: Path, manifest: Mapping[str, Any], *, remedy: str) -> No
         raise DamagedError("\n".join([*(f"{problem}." for _, problem in problems), remedy]))
 
 
+def foreign_files(folder: Path, manifest: Mapping[str, Any], *, name: str) -> list[str]:
+    """The files that lie in a folder and are not in its manifest, each as "PATH is not in the manifest: remove it"."""
+    foreign = sorted({*files_in(folder)} - {*manifest[FILES], name})
+    return [f"{folder / file} is not in the manifest: remove it" for file in foreign]
+
+
 def open_sealed(folder: Path, *, name: str, remedy: str) -> dict[str, Any]:
     """`read_manifest` and `check_files`."""
     manifest = read_manifest(folder, name=name, remedy=remedy)
