@@ -17,7 +17,7 @@ from tenrec_jax.errors import UserError
 from tenrec_jax.files import json_text
 from tenrec_jax.sealed import FILES, KIND, DamagedError, Kind, damaged_files, foreign_files, read_manifest
 
-MANIFESTS, STAGES = ("manifest.json", "index.json"), "stages.json"
+MANIFESTS, STAGES = sorted({kind.manifest for kind in Kind}), "stages.json"
 # A complete folder holds one of these, and beside it, or in a folder above, a manifest.
 MARKS = {
     "users.arrow": "manifest.json",
@@ -124,8 +124,9 @@ def _opened(folder: Path, name: str) -> _Artefact:
     except DamagedError as error:
         return _Artefact(folder, UNKNOWN, name, {}, (str(error).strip(),))
     kind, hashes = manifest.get(KIND), manifest[FILES]
-    if kind not in list(Kind):
-        return _Artefact(folder, UNKNOWN, name, hashes, (f"{folder / name}: kind {kind!r} is unknown to this version",))
+    if kind not in list(Kind) or Kind(kind).manifest != name:
+        problem = f"{folder / name} is that of another folder, or of another version: its kind is {kind!r}"
+        return _Artefact(folder, UNKNOWN, name, hashes, (problem,))
     foreign = foreign_files(folder, manifest, name=name) if kind == Kind.INDEX else []
     return _Artefact(folder, kind, name, hashes, tuple(foreign))
 
