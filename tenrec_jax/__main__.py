@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tenrec_jax import __version__
+from tenrec_jax import __version__, verify
 from tenrec_jax.data.engines import ENGINES, LOCAL
 from tenrec_jax.data.id_types import AUTO, ID_TYPES
 from tenrec_jax.data.ingest import DUPLICATES, IngestOptions, ingest
@@ -41,6 +41,7 @@ EXAMPLES = """examples:
   tenrec-jax report runs/quickstart
   tenrec-jax report runs/before runs/after --out both.html
   tenrec-jax compare runs/before runs/after
+  tenrec-jax verify runs/quickstart
 
 Training and evaluation are run from a config: python experiments/launch.py --help
 """
@@ -55,14 +56,13 @@ STATS_EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 2 wrong use or bad input."""
+    """Run one command. Returns the exit code: 0 done, 1 damage that `verify` found, 2 wrong use or bad input."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serving(commands)
     interop.add_commands(commands)
     compare.add_command(commands)
+    verify.add_command(commands)
     report = commands.add_parser("report", help="write report.html again from a run's files, or a page of several runs")
     report.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="workdir of a run; several stand side by side"

@@ -34,6 +34,11 @@ class Kind(StrEnum):
     ORIGINAL_RANKER = "original_ranker"
     ORIGINAL_TWO_TOWER = "original_two_tower"
 
+    @property
+    def manifest(self) -> str:
+        """The name of its manifest. An index has one of its own, since it lies in a recommender's folder."""
+        return "index.json" if self is Kind.INDEX else "manifest.json"
+
 
 class DamagedError(UserError):
     """Files of a sealed folder are missing, or have other bytes than they had when it was sealed."""
@@ -129,7 +134,7 @@ def read_manifest_of(folder: Path, *kinds: Kind, version: int, name: str, remedy
     manifest = read_manifest(folder, name=name, remedy=remedy)
     kind, written = manifest.get(KIND), manifest.get(VERSION)
     if kind not in kinds:
-        raise UserError(f"{folder} holds another kind of folder: {kind!r}, not {' or '.join(kinds)}.")
+        raise UserError(f"{folder / name} is that of another kind of folder: {kind!r}, not {' or '.join(kinds)}.")
     if written != version:
         raise UserError(f"{folder / name}: {VERSION} is {written!r}, this version reads {version}. {remedy}")
     return manifest
@@ -162,6 +167,12 @@ def check_files(folder: Path, manifest: Mapping[str, Any], *, remedy: str) -> No
     problems = damaged_files(folder, manifest[FILES])
     if problems:
         raise DamagedError("\n".join([*(f"{problem}." for _, problem in problems), remedy]))
+
+
+def foreign_files(folder: Path, manifest: Mapping[str, Any], *, name: str) -> list[str]:
+    """The files that lie in a folder and are not in its manifest, each as "PATH is not in the manifest: remove it"."""
+    foreign = sorted({*files_in(folder)} - {*manifest[FILES], name})
+    return [f"{folder / file} is not in the manifest: remove it" for file in foreign]
 
 
 def open_sealed(folder: Path, *, name: str, remedy: str) -> dict[str, Any]:

@@ -299,7 +299,7 @@ def test_every_damaged_missing_or_foreign_file_is_named(saved):
     (folder / "scann").mkdir(exist_ok=True)
     foreign = folder / "scann" / "scann_docids.pkl"  # ScaNN would unpickle it
     foreign.write_bytes(b"")
-    with pytest.raises(UserError, match=r"scann_docids\.pkl is not part of the index"):
+    with pytest.raises(UserError, match=r"scann_docids\.pkl is not in the manifest"):
         load_index(folder)
     foreign.unlink()
     load_index(folder)

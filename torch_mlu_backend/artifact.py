@@ -191,7 +191,7 @@ def _check_facts(folder: Path, manifest: dict[str, Any]) -> None:
     if version != FORMAT_VERSION:
         raise UserError(f"{folder} has format version {version!r}; this mirror reads {FORMAT_VERSION}. Export again.")
     if kind not in KINDS:
-        raise UserError(f"{folder} holds another kind of folder: {kind!r}, not {' or '.join(KINDS)}.")
+        raise UserError(f"{folder / MANIFEST} is that of another kind of folder: {kind!r}, not {' or '.join(KINDS)}.")
     if kind == RECOMMENDER:
         actions = manifest.get("actions")
         are_texts = isinstance(actions, list) and all(isinstance(action, str) for action in actions)

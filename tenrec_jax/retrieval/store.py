@@ -14,7 +14,7 @@ from tenrec_jax.sealed import (
     DamagedError,
     Kind,
     damaged_files,
-    files_in,
+    foreign_files,
     read_manifest_of,
     require_types,
     seal,
@@ -63,8 +63,7 @@ def checked_manifest(folder: Path) -> Manifest:
     require_types(content, Manifest, path)
     problems = [problem for _, problem in damaged_files(folder, content[FILES])]
     # ScaNN reads what lies there by its name, and would unpickle some of it.
-    foreign = sorted({*files_in(folder)} - {*content[FILES], MANIFEST})
-    problems += [f"{folder / name} is not part of the index: remove it" for name in foreign]
+    problems += foreign_files(folder, content, name=MANIFEST)
     if problems:
         raise DamagedError("\n".join([*(f"{problem}." for problem in problems), _REMEDY]))
     return Manifest(content["search"], IndexConfig(**content["config"]), content["dim"], content["count"])
