@@ -20,12 +20,12 @@ import orbax.checkpoint as ocp
 
 from tenrec_jax.errors import UserError
 from tenrec_jax.files import flush, flush_tree, full_disk, read_json, write_json
-from tenrec_jax.sealed import DamagedError, open_sealed, seal
+from tenrec_jax.sealed import KIND, VERSION, DamagedError, Kind, open_sealed, seal
 from tenrec_jax.training.parallel import DataParallel
 
 logger = logging.getLogger(__name__)
 
-KIND, MANIFEST = "checkpoint", "manifest.json"
+FORMAT, MANIFEST = 1, Kind.CHECKPOINT.manifest
 STATE, PROGRESS, LOGS = "state", "progress.json", "logs"
 WRITING, ASIDE = ".writing", ".set-aside"
 REMEDY = "The same command goes on from an older checkpoint."
@@ -225,7 +225,7 @@ class Checkpoints:
         return Saved(Progress(**value["progress"]), value["loop"], logs)
 
     def _facts(self, step: int) -> dict[str, Any]:
-        return {"kind": KIND, "step": step, **self._origin}
+        return {KIND: Kind.CHECKPOINT, VERSION: FORMAT, "step": step, **self._origin}
 
     def _steps(self) -> list[int]:
         """The steps of which there are checkpoints, newest first."""
