@@ -25,6 +25,7 @@ from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.report import results_table
 from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.plan import describe
+from tenrec_jax.training.heartbeat import Heartbeat
 from tenrec_jax.training.parallel import DataParallel, How, join_processes, leave_processes
 from tenrec_jax.training.stopping import Stopped, Stopping
 from tenrec_jax.training.workers import end_with_launcher, supervise
@@ -53,6 +54,18 @@ NUM_PROCESSES = flags.DEFINE_integer(
     "Processes of the run. Where the environment names their coordinator this is one of them; elsewhere all are started here.",
     lower_bound=1,
 )
+MAX_RESTARTS = flags.DEFINE_integer(
+    "max_restarts",
+    3,
+    "Times that processes started here are all started again, from the last checkpoint, after one of them died or hung.",
+    lower_bound=0,
+)
+HEARTBEAT_SECONDS = flags.DEFINE_float(
+    "heartbeat_seconds",
+    60.0,
+    "A process started here is taken for hung if it is not heard of for so long, or a training step takes ten minutes; 0 is off.",
+    lower_bound=0.0,
+)
 PARALLEL = flags.DEFINE_enum(
     "parallel",
     "auto",
@@ -80,7 +93,12 @@ def main(arguments: list[str]) -> int:
         elif join_processes(NUM_PROCESSES.value):
             _work(config, workdir)
         elif NUM_PROCESSES.value > 1:
-            return supervise([sys.executable, *arguments], NUM_PROCESSES.value)
+            return supervise(
+                [sys.executable, *arguments],
+                NUM_PROCESSES.value,
+                max_restarts=MAX_RESTARTS.value,
+                heartbeat_seconds=HEARTBEAT_SECONDS.value,
+            )
         else:
             with Stopping.installed() as stopping:
                 _run(config, workdir, stopping)
@@ -146,7 +164,14 @@ def _run(config: RunConfig, workdir: Path, stopping: Stopping) -> None:
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     parallel = DataParallel(how=cast(How, PARALLEL.value))
     logger.setLevel(logging.INFO if parallel.is_main else logging.WARNING)
-    pipeline = Pipeline(config, workdir, parallel, stopping=stopping, allow_changed=ALLOW_CHANGED.value)
+    pipeline = Pipeline(
+        config,
+        workdir,
+        parallel,
+        stopping=stopping,
+        heartbeat=Heartbeat.of(),
+        allow_changed=ALLOW_CHANGED.value,
+    )
     if DRY_RUN.value:
         sys.stdout.write(describe(config, parallel))
         return

@@ -41,6 +41,7 @@ from tenrec_jax.files import full_disk, locked, read_json, write_json, write_tex
 from tenrec_jax.retrieval.index import build_index, load_index
 from tenrec_jax.run_data import RunData
 from tenrec_jax.sealed import FILES, DamagedError
+from tenrec_jax.training.heartbeat import Heartbeat
 from tenrec_jax.training.parallel import DataParallel
 from tenrec_jax.training.stopping import Stopping
 from tenrec_jax.training.tasks import RankingTask, RetrievalTask
@@ -60,6 +61,7 @@ class Pipeline:
         workdir: made by `run` if absent; in a run of several processes, one that all share.
         parallel: devices to train on; by default all there are.
         stopping: hears whether the run is told to stop.
+        heartbeat: tells a launcher that training gets on.
         allow_changed: go on in a workdir of another configuration, other data or other code. What was finished is kept as it is, and
             the changes are recorded in `changes.json`, which results repeat.
 
@@ -74,6 +76,7 @@ class Pipeline:
         parallel: DataParallel | None = None,
         *,
         stopping: Stopping | None = None,
+        heartbeat: Heartbeat | None = None,
         allow_changed: bool = False,
     ) -> None:
         self.config, self.workdir, self._allow_changed = config, workdir, allow_changed
@@ -81,7 +84,8 @@ class Pipeline:
         if self._changed and not allow_changed:
             remedy = "Name another --workdir, remove this one, or go on in it all the same: --allow_changed."
             raise UserError("\n".join([f"{workdir} holds a run that was made otherwise:", *self._changed, remedy]))
-        self._parallel, self._stopping = parallel or DataParallel(), stopping or Stopping()
+        self._parallel = parallel or DataParallel()
+        self._stopping, self._heartbeat = stopping or Stopping(), heartbeat or Heartbeat()
         self._data = RunData(config, workdir / "table", self._parallel.size)
 
     def run(self, wanted: Sequence[str] = STAGES) -> dict[str, Any]:
@@ -312,6 +316,7 @@ class Pipeline:
             seed=self.config.seed,
             parallel=self._parallel,
             stopping=self._stopping,
+            heartbeat=self._heartbeat,
             origin={"data_sha256": self._data.table.sha256},
         )
         if self._parallel.is_main:

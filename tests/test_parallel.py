@@ -1,8 +1,7 @@
-"""Devices and processes: the same training on any number of either, and what happens when a process dies."""
+"""Devices and processes: the same training on any number of either."""
 
 import itertools
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from launched import DEADLINE, ROOT, environment, supervised
 from short_training import DROPOUT, PLACEMENTS, STAGES, Trained, make_task, train
 
 from tenrec_jax.errors import UserError
@@ -22,30 +22,12 @@ from tenrec_jax.training.tables import TableOptimizerConfig
 from tenrec_jax.training.trainer import Batch, compile_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-ROOT = Path(__file__).parents[1]
 ON_TWO_DEVICES = [pytest.param(how, 2, marks=pytest.mark.slow) for how in ("pmap", "shard_map")]
-DEADLINE = 300  # seconds after which a child process counts as hanging
-SUPERVISE = """
-import sys
-from tenrec_jax.training.workers import supervise
-sys.exit(supervise(sys.argv[2:], 2, grace_seconds=float(sys.argv[1])))
-"""
 
 
 @pytest.fixture(scope="module", params=STAGES)
 def on_one_device(request: pytest.FixtureRequest, short_table: Path) -> tuple[str, Trained]:
     return request.param, train(make_task(request.param, short_table), DataParallel(jax.local_devices()[:1], "pmap"))
-
-
-def environment(**variables: object) -> dict[str, str]:
-    """This process's, in which scripts import the package that is tested."""
-    return os.environ | {"PYTHONPATH": str(ROOT)} | {name: str(value) for name, value in variables.items()}
-
-
-def supervised(*command: object, grace_seconds: float = 30, **popen: object) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", SUPERVISE, grace_seconds, sys.executable, *command]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
-    return subprocess.Popen(list(map(str, arguments)), **(pipes | popen))
 
 
 def assert_same_training(a: Trained, b: Trained) -> None:
@@ -235,137 +217,3 @@ def test_the_slurm_script_runs_the_command_as_as_many_processes_as_it_has_tasks(
     assert result.stdout == (
         "6 --kill-on-bad-exit=1 --cpus-per-task=6 python3 experiments/launch.py --num_processes=8 --workdir=runs/a\n"
     )
-
-
-WAITING_WORKER = """
-import os, signal, sys
-from pathlib import Path
-index, folder = int(os.environ["JAX_PROCESS_ID"]), Path(sys.argv[1])
-(folder / f"pid{index}").write_text(str(os.getpid()))
-"""
-
-
-def assert_ended(folder: Path) -> None:
-    for index in range(2):
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((folder / f"pid{index}").read_text()), 0)
-
-
-def test_when_a_worker_is_killed_the_others_are_stopped_even_if_they_will_not(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "ready")
-    script = f"""{WAITING_WORKER}
-if index == 0:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    (folder / "ready").write_text("")  # returns when worker 1 reads
-    signal.pause()
-print("last words", flush=True)
-(folder / "ready").read_text()
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    process = supervised("-c", script, tmp_path, grace_seconds=0.1)
-    _, err = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 1
-    assert "worker 1 of 2 was killed by SIGKILL (exit code -9)" in err
-    assert "same command resumes" in err
-    assert "[worker 1] last words" in err
-    assert_ended(tmp_path)
-
-
-def test_a_worker_that_refuses_its_input_speaks_for_itself(tmp_path: Path) -> None:
-    script = (
-        f"{WAITING_WORKER}\nif index == 0:\n    sys.stderr.write('error: no such log')\n    sys.exit(2)\nsignal.pause()"
-    )
-    process = supervised("-c", script, tmp_path)
-    _, err = process.communicate(timeout=DEADLINE)
-    assert (process.returncode, err) == (2, "error: no such log")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_launcher_stops_all_workers(number: signal.Signals, tmp_path: Path) -> None:
-    process = supervised("-c", f"{WAITING_WORKER}\nprint('ready', flush=True)\nsignal.pause()", tmp_path)
-    assert process.stdout.readline() == "ready\n"
-    assert process.stderr.readline() == "[worker 1] ready\n"
-    process.send_signal(number)
-    _, err = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 128 + number
-    assert f"Stopped by {number.name}. The same command resumes" in err
-    assert_ended(tmp_path)
-
-
-def test_workers_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
-    script = f"""{WAITING_WORKER}
-from tenrec_jax.training.workers import end_with_launcher
-end_with_launcher()
-print("ready", flush=True)
-signal.pause()
-"""
-    process = supervised("-c", script, tmp_path)
-    assert process.stdout.readline() == "ready\n"
-    process.kill()
-    # Worker 0 holds the other end of the pipe: it is closed when the worker has ended.
-    process.communicate(timeout=DEADLINE)
-
-
-def test_a_local_worker_takes_its_share_of_the_cores_and_a_gpu_unless_told_otherwise(tmp_path: Path) -> None:
-    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS", "NPROC", "OMP_NUM_THREADS")
-    script = f"import os; print([os.environ[name] for name in {names}])"
-    threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
-    for given, expected in (({}, [threads, threads]), ({"NPROC": 3, "OMP_NUM_THREADS": 5}, ["3", "5"])):
-        process = supervised("-c", script, env=environment(**given))
-        out, err = process.communicate(timeout=DEADLINE)
-        assert out == f"{['2', '0', '0', *expected]}\n"
-        assert err == f"[worker 1] {['2', '1', '1', *expected]}\n"
-
-
-def launch(table: Path, workdir: Path, placement: str) -> subprocess.Popen[str]:
-    arguments = [
-        f"--config={ROOT / 'tests' / 'tiny_run.py'}",
-        f"--config.data.path={table.with_name('log.csv')}",
-        f"--config.retrieval.train.table_placement={placement}",
-        f"--workdir={workdir}",
-        "--num_processes=2",
-    ]
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "experiments" / "launch.py"), *arguments],
-        env=environment(JAX_COMPILATION_CACHE_DIR=table.with_name("xla"), JAX_DISABLE_MOST_OPTIMIZATIONS=1),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def children(pid: int) -> dict[str, int]:
-    """Process ids of the workers, by their index."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    pairs = [
-        (dict(line.partition("=")[::2] for line in Path(f"/proc/{child}/environ").read_text().split("\0")), child)
-        for child in found
-    ]
-    return {variables["JAX_PROCESS_ID"]: int(child) for variables, child in pairs}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_a_run_of_two_processes_goes_on_after_one_was_killed(placement: str, short_table: Path, tmp_path: Path) -> None:
-    whole = launch(short_table, tmp_path / "whole", placement)
-    _, err = whole.communicate(timeout=DEADLINE)
-    assert whole.returncode == 0, err
-
-    killed = launch(short_table, tmp_path / "killed", placement)
-    for line in killed.stderr:
-        # The bar shows a best value when an evaluation has been, and its checkpoint is being written.
-        if "best=0" in line:
-            break
-    os.kill(children(killed.pid)["1"], signal.SIGKILL)
-    _, err = killed.communicate(timeout=DEADLINE)
-    assert killed.returncode == 1
-    assert "worker 1 of 2 was killed by SIGKILL" in err
-    assert "same command resumes" in err
-    assert not (tmp_path / "killed" / "DONE").exists()
-
-    again = launch(short_table, tmp_path / "killed", placement)
-    out, err = again.communicate(timeout=DEADLINE)
-    assert again.returncode == 0, err
-    assert "recall@10" in out
-    for name in ("recommender/retrieval.safetensors", "recommender/manifest.json", "metrics.jsonl"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -33,6 +33,7 @@ from tenrec_jax.errors import UserError
 from tenrec_jax.parameters import assembled, named
 from tenrec_jax.training.bad_steps import BadSteps
 from tenrec_jax.training.checkpoints import Checkpoints, Progress, Saved
+from tenrec_jax.training.heartbeat import Heartbeat
 from tenrec_jax.training.metrics_writer import BAD_BATCHES
 from tenrec_jax.training.optimizers import Named, Optimizer, OptimizerConfig, TrainState, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel
@@ -145,6 +146,7 @@ def fit(
     seed: int,
     parallel: DataParallel,
     stopping: Stopping | None = None,
+    heartbeat: Heartbeat | None = None,
     origin: Mapping[str, Any] = MappingProxyType({}),
 ) -> FitResult:
     """Train a stage, or go on where an interrupted run stopped.
@@ -156,6 +158,7 @@ def fit(
         seed: of the parameters and of dropout.
         parallel: devices to run on.
         stopping: hears whether the run is told to stop.
+        heartbeat: tells a launcher that steps get on.
         origin: what the checkpoints are of, beside stage and seed: those of anything else are refused.
 
     Returns:
@@ -166,7 +169,8 @@ def fit(
         Stopped: the run was told to stop; a checkpoint is written.
     """
     began = time.perf_counter()
-    with closing(_Training(task, config, workdir, seed, parallel, stopping or Stopping(), origin)) as training:
+    watched = stopping or Stopping(), heartbeat or Heartbeat()
+    with closing(_Training(task, config, workdir, seed, parallel, *watched, origin)) as training:
         progress = training.run()
         if progress.best_value is None:
             raise UserError(
@@ -186,9 +190,11 @@ class _Training:
         seed: int,
         parallel: DataParallel,
         stopping: Stopping,
+        heartbeat: Heartbeat,
         origin: Mapping[str, Any],
     ) -> None:
-        self._task, self._config, self._parallel, self._stopping = task, config, parallel, stopping
+        self._task, self._config, self._parallel = task, config, parallel
+        self._stopping, self._heartbeat = stopping, heartbeat
         self._steps, row_sharded = config.epochs * task.steps_per_epoch, config.table_placement == "row_sharded"
         shards = config.shards(parallel.size)
         self._optimizer = make_optimizer(config.optimizer, self._steps, task.tables, config.average_decay, shards)
@@ -251,6 +257,7 @@ class _Training:
 
     def close(self) -> None:
         """Wait until everything is on disk, and let go of files and threads."""
+        self._heartbeat.idle()
         self._log.close()
         self._checkpoints.close()
 
@@ -268,6 +275,7 @@ class _Training:
         self._replicated, told = self._step_fn(self._replicated, *batch, key)
         # After the call, not before: the first one compiles, and until then there is nothing to save.
         self._stopping.hold()
+        self._heartbeat.step()
         self._progress = self._progress._replace(step=step + 1)
         self._log.add(told)
         self._bad_steps.add(step, told.bad_steps.total)
@@ -281,6 +289,7 @@ class _Training:
 
     def _evaluate(self) -> None:
         self._stopping.release()
+        self._heartbeat.idle()
         with self._log.spending_on("evaluation"):
             state = self._parallel.unreplicate(self._replicated, self._optimizer.divided)
             value, metrics = _evaluated(self._task, self._optimizer, self._parallel, state, like=self._parameters)

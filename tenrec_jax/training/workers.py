@@ -1,20 +1,25 @@
-"""The processes of a run on one machine: started together, watched, stopped together."""
+"""The processes of a run on one machine: started together, watched, stopped together, and started again if one of them dies."""
 
+import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple, TextIO
 
+from tenrec_jax.training.heartbeat import HEARTBEAT
 from tenrec_jax.training.parallel import COORDINATOR, PROCESS, PROCESSES
 
 LIFELINE = "TENREC_JAX_LIFELINE"
 WRONG_USE = 2
+RESUMES = "The same command resumes the run."
+STOPPED = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 class Ended(NamedTuple):
@@ -24,45 +29,58 @@ class Ended(NamedTuple):
     code: int
 
 
-def supervise(command: Sequence[str], count: int, *, grace_seconds: float = 10.0) -> int:
-    """Run a command as `count` workers of one run until all have ended; if one fails, stop the others.
+class Silent(NamedTuple):
+    """A worker has not been heard of for so long that it is taken for hung."""
+
+    worker: int
+
+
+Event = Ended | Silent | signal.Signals
+
+
+class Outcome(NamedTuple):
+    """How an attempt ended: an exit code, and why workers died, where that is why."""
+
+    code: int
+    death: str = ""
+
+
+def supervise(
+    command: Sequence[str],
+    count: int,
+    *,
+    max_restarts: int = 0,
+    heartbeat_seconds: float = 0.0,
+    grace_seconds: float = 30.0,
+) -> int:
+    """Run a command as `count` workers of one run until all have ended. If one dies or hangs, all are stopped and started again.
 
     Each worker finds its place in its environment, as `join_processes` reads it. Worker 0 has this process's output; what the others
     print goes to standard error, every line under its worker's name. SIGINT and SIGTERM to this process stop the workers. Call it in the
     main thread.
 
     Args:
-        command: what each worker runs.
+        command: what each worker runs; started again, it goes on from its last checkpoint.
         count: of workers.
-        grace_seconds: from SIGTERM to SIGKILL, for a worker that is to stop.
+        max_restarts: times that all are started again.
+        heartbeat_seconds: a worker that was heard of once (`heartbeat.Heartbeat`) is hung if it is silent for so long; 0 listens to none.
+        grace_seconds: from SIGTERM to SIGKILL, for a worker that is to save what it has done.
 
     Returns:
-        0 if all workers ended well; 2 if one found its use or input wrong, of which it tells itself; 128 + the signal if this process was
-        told to stop; 1 if a worker died.
+        0 if all workers ended well; 2 if one found its use or input wrong, of which it tells itself; 128 + the signal if this process or
+        a worker was told to stop; 1 if a worker died or hung once more than `max_restarts` times.
     """
-    events: SimpleQueue[Ended | signal.Signals] = SimpleQueue()
-    handled = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda n, _: events.put(signal.Signals(n))) for number in handled}
-    lifeline, held = os.pipe()
-    workers = [_start(command, i, place, lifeline) for i, place in enumerate(_places(count))]
-    os.close(lifeline)
-    watchers = [threading.Thread(target=_watch, args=(i, worker, events)) for i, worker in enumerate(workers)]
-    watchers += [
-        threading.Thread(target=_forward, args=(f"[worker {i}] ", worker.stdout))
-        for i, worker in enumerate(workers)
-        if worker.stdout
-    ]
-    for watcher in watchers:
-        watcher.start()
-    try:
-        return _wait(events, workers, grace_seconds)
-    finally:
-        _stop(workers, grace_seconds)
-        os.close(held)
-        for watcher in watchers:
-            watcher.join()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    events: SimpleQueue[Event] = SimpleQueue()
+    with _signals_to(events):
+        for restart in range(1, max_restarts + 2):
+            code, death = _attempt(command, count, events, heartbeat_seconds, grace_seconds)
+            if not death:
+                return code
+            if restart <= max_restarts:
+                sys.stderr.write(f"{death}: restart {restart} of {max_restarts}, from the last checkpoint.\n")
+    used = f" {max_restarts} restarts are used up." if max_restarts else ""
+    sys.stderr.write(f"error: {death}, so the others were stopped.{used} {RESUMES[:-1]} from its last checkpoint.\n")
+    return 1
 
 
 def end_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
@@ -102,12 +120,14 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start(command: Sequence[str], index: int, environment: dict[str, str], lifeline: int) -> subprocess.Popen[str]:
+def _start(
+    command: Sequence[str], index: int, environment: dict[str, str], pipes: dict[str, int]
+) -> subprocess.Popen[str]:
     # In a session of its own: Ctrl-C reaches the launcher alone, which then stops the workers in order.
     return subprocess.Popen(
         command,
-        env={**environment, LIFELINE: str(lifeline)},
-        pass_fds=[lifeline],
+        env=environment | {name: str(end) for name, end in pipes.items()},
+        pass_fds=list(pipes.values()),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         stdout=None if index == 0 else subprocess.PIPE,
@@ -117,8 +137,62 @@ def _start(command: Sequence[str], index: int, environment: dict[str, str], life
     )
 
 
-def _watch(index: int, worker: subprocess.Popen[str], events: "SimpleQueue[Ended | signal.Signals]") -> None:
+@contextlib.contextmanager
+def _signals_to(events: "SimpleQueue[Event]") -> Iterator[None]:
+    before = {number: signal.signal(number, lambda n, _: events.put(signal.Signals(n))) for number in STOPPED.values()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _attempt(
+    command: Sequence[str],
+    count: int,
+    events: "SimpleQueue[Event]",
+    heartbeat_seconds: float,
+    grace_seconds: float,
+) -> Outcome:
+    """Start the workers, wait, and see to it that none is left."""
+    lifeline, held = os.pipe()
+    workers, watchers = [], []
+    for index, place in enumerate(_places(count)):
+        listening, beating = os.pipe()
+        worker = _start(command, index, place, {LIFELINE: lifeline, HEARTBEAT: beating})
+        os.close(beating)
+        workers.append(worker)
+        watchers.append(threading.Thread(target=_watch, args=(index, worker, events)))
+        watchers.append(threading.Thread(target=_listen, args=(index, listening, heartbeat_seconds, events)))
+        if worker.stdout:
+            watchers.append(threading.Thread(target=_forward, args=(f"[worker {index}] ", worker.stdout)))
+    os.close(lifeline)
+    for watcher in watchers:
+        watcher.start()
+    outcome = Outcome(1)
+    try:
+        outcome = _wait(events, count)
+        return outcome
+    finally:
+        # After a death nobody can save: a checkpoint needs them all.
+        _stop(workers, 0.0 if outcome.death else grace_seconds)
+        os.close(held)
+        for watcher in watchers:
+            watcher.join()
+        _forget_workers(events)
+
+
+def _watch(index: int, worker: subprocess.Popen[str], events: "SimpleQueue[Event]") -> None:
     events.put(Ended(index, worker.wait()))
+
+
+def _listen(index: int, pipe: int, seconds: float, events: "SimpleQueue[Event]") -> None:
+    """Until the worker has ended, which closes the pipe, or falls silent. How long it takes to start is not counted."""
+    with os.fdopen(pipe, "rb", buffering=0) as beats:
+        while beats.read(1):
+            if seconds and not select.select([beats], [], [], seconds)[0]:
+                events.put(Silent(index))
+                return
 
 
 def _forward(prefix: str, lines: TextIO) -> None:
@@ -127,32 +201,40 @@ def _forward(prefix: str, lines: TextIO) -> None:
             sys.stderr.write(prefix + line)
 
 
-def _wait(
-    events: "SimpleQueue[Ended | signal.Signals]", workers: Sequence[subprocess.Popen[str]], grace_seconds: float
-) -> int:
-    for _ in range(len(workers)):
+def _wait(events: "SimpleQueue[Event]", count: int) -> Outcome:
+    for _ in range(count):
         event = events.get()
         if isinstance(event, signal.Signals):
-            _stop(workers, grace_seconds)
-            sys.stderr.write(f"Stopped by {event.name}. The same command resumes the run.\n")
-            return 128 + event
+            sys.stderr.write(f"Stopped by {event.name}. {RESUMES}\n")
+            return Outcome(128 + event)
+        if isinstance(event, Silent):
+            return Outcome(1, f"worker {event.worker} of {count} hung: it was not heard of any more")
         if event.code == WRONG_USE:
-            return WRONG_USE
-        if event.code:
-            _stop(workers, grace_seconds)
-            cause = f"was killed by {signal.Signals(-event.code).name}" if event.code < 0 else "failed"
+            return Outcome(WRONG_USE)
+        if event.code in STOPPED:
             sys.stderr.write(
-                f"error: worker {event.worker} of {len(workers)} {cause} (exit code {event.code}), so the others were stopped. "
-                "The same command resumes the run from its last checkpoint.\n"
+                f"Worker {event.worker} was stopped by {STOPPED[event.code].name}, and so were the others. {RESUMES}\n"
             )
-            return 1
-    return 0
+            return Outcome(event.code)
+        if event.code:
+            cause = f"was killed by {signal.Signals(-event.code).name}" if event.code < 0 else "failed"
+            return Outcome(1, f"worker {event.worker} of {count} {cause} (exit code {event.code})")
+    return Outcome(0)
+
+
+def _forget_workers(events: "SimpleQueue[Event]") -> None:
+    """Take out what is left of workers that have ended; a request to stop stays."""
+    left = [events.get() for _ in range(events.qsize())]
+    for event in left:
+        if isinstance(event, signal.Signals):
+            events.put(event)
 
 
 def _stop(workers: Sequence[subprocess.Popen[str]], grace_seconds: float) -> None:
     running = [worker for worker in workers if worker.poll() is None]
-    for worker in running:
-        worker.terminate()
+    if grace_seconds:
+        for worker in running:
+            worker.terminate()
     deadline = time.monotonic() + grace_seconds
     for worker in running:
         try:
