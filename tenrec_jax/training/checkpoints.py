@@ -138,6 +138,7 @@ class Checkpoints:
         place = self._folder / str(step)
         if self._parallel.is_main:
             self._open(step)
+        self._parallel.wait(f"checkpoint {step} opened")  # the main process alone gives it its name
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
             state = self._orbax.restore(place / STATE, abstract, strict=not self._resize)
