@@ -241,9 +241,10 @@ def _columns(text: str | None) -> dict[str, str] | None:
     if text.lstrip().startswith("{"):
         return parse_columns(text, "--columns")
     try:
-        return parse_columns(Path(text).read_text(encoding="utf-8"), text)
-    except (OSError, UnicodeDecodeError) as error:
+        mapping = Path(text).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise UserError(f"--columns: {text} cannot be read: {error}") from error
+    return parse_columns(mapping, text)
 
 
 def _recommend(options: argparse.Namespace) -> None:

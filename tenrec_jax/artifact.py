@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tenrec_jax.config import RankingConfig, RetrievalConfig, ServingConfig, from_mapping
+from tenrec_jax.data.arrow import read_parquet
 from tenrec_jax.data.batches import TrainVocabulary
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.errors import UserError
@@ -34,7 +35,7 @@ from tenrec_jax.sealed import FILES, KIND, VERSION, Kind, check_files, read_mani
 from tenrec_jax.sealed import seal as seal_folder
 
 FORMAT_VERSION, MANIFEST = 2, "manifest.json"
-REMEDY = "Copy or make the recommender again."
+REMEDY = "Copy it again, or make it again."
 RETRIEVAL_WEIGHTS, RANKING_WEIGHTS, INDEX = "retrieval.safetensors", "ranking.safetensors", "index"
 T = TypeVar("T")
 
@@ -225,6 +226,8 @@ def load(folder: Path) -> Artifact:
     require_types(manifest, _Facts, folder / MANIFEST)
     check_files(folder, manifest, remedy=REMEDY)
     identity = _identity(manifest, folder / MANIFEST)
+    catalogue = _load_catalogue(folder, identity.actions)
+    serving = settings(read_json(folder / "rules.json"), ServingConfig, folder / "rules.json")
     ranking = None
     if identity.ranking is not None:
         ranking = with_weights(ranker(identity.ranking, identity.vocabulary), folder / RANKING_WEIGHTS)
@@ -234,8 +237,8 @@ def load(folder: Path) -> Artifact:
         retrieval=with_weights(two_tower(identity.retrieval, identity.vocabulary), folder / RETRIEVAL_WEIGHTS),
         ranking=ranking,
         index=load_index(folder / INDEX),
-        catalogue=_load_catalogue(folder, identity.actions),
-        serving=settings(read_json(folder / "rules.json"), ServingConfig, folder / "rules.json"),
+        catalogue=catalogue,
+        serving=serving,
     )
 
 
@@ -248,7 +251,7 @@ def settings(values: Any, kind: type[T], path: Path, name: str = "") -> T:
     if not isinstance(values, Mapping):
         raise UserError(f"{path} cannot be read: {name or 'it'} holds no settings. {REMEDY}")
     try:
-        return from_mapping(values, kind, name or path.stem)
+        return from_mapping(values, kind, f"{path}: {name}" if name else str(path))
     except TypeError as error:
         raise UserError(f"{path} cannot be read: {error}. {REMEDY}") from error
 
@@ -299,12 +302,8 @@ def _load_catalogue(folder: Path, actions: Sequence[str]) -> Catalogue:
 
 def _columns(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns of integers; the ids may be texts."""
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        table.validate(full=True)
-        columns = {name: table[name].to_numpy() for name in names}
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {error}. {REMEDY}") from error
+    table = read_parquet(path, names, REMEDY)
+    columns = {name: table[name].to_numpy() for name in names}
     wrong = [name for name, column in columns.items() if column.dtype.kind not in ("iO" if name == "id" else "i")]
     if wrong:
         raise UserError(f"{path} cannot be read: {', '.join(wrong)} must be integers without nulls. {REMEDY}")

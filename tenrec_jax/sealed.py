@@ -140,8 +140,8 @@ def read_manifest_of(folder: Path, *kinds: Kind, version: int, name: str, remedy
     return manifest
 
 
-def require_types(manifest: Mapping[str, Any], record: type, path: Path) -> None:
-    """Refuse a manifest that cannot be read into a dataclass or named tuple.
+def require_types(manifest: Any, record: type, path: Path) -> None:
+    """Refuse a manifest, or another value of JSON, that cannot be read into a dataclass or named tuple.
 
     Args:
         record: each of its fields must be there, as JSON has values of its type; further keys are allowed.
@@ -150,12 +150,14 @@ def require_types(manifest: Mapping[str, Any], record: type, path: Path) -> None
     Raises:
         UserError: names all fields that are missing or of another type.
     """
+    if not isinstance(manifest, dict):
+        raise UserError(
+            f"{path} cannot be read: a {type(manifest).__name__} stands where an object should. Make it again."
+        )
     hints = typing.get_type_hints(record)
     wrong = [name for name, hint in hints.items() if name not in manifest or not _is_a(manifest[name], hint)]
     if wrong:
-        raise UserError(
-            f"{path} cannot be read: {', '.join(wrong)}: missing, or of another type. Make the folder again."
-        )
+        raise UserError(f"{path} cannot be read: {', '.join(wrong)}: missing, or of another type. Make it again.")
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any], *, remedy: str) -> None:

@@ -161,7 +161,8 @@ def text(verdicts: list[Verdict]) -> str:
         kind = verdict.kind.replace("_", " ")
         lines.append(f"{kind}  {verdict.path}  {verdict.files:,} files, {verdict.bytes:,} bytes: {state}")
         lines += [f"  {problem}" for problem in verdict.damaged]
-    return "\n".join(lines)
+    # Names of files need not be text that a terminal can show.
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

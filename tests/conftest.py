@@ -35,6 +35,17 @@ def short_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "table"
 
 
+@pytest.fixture(scope="session")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds one small artefact of each kind, whole; not to be changed."""
+    # It brings PyTorch along, which most tests do without.
+    import small_artefacts
+
+    root = tmp_path_factory.mktemp("artefacts")
+    small_artefacts.write(root)
+    return root
+
+
 @pytest.fixture
 def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without matplotlib."""

@@ -96,9 +96,10 @@ def test_runs_of_other_samples_of_users_are_compared_on_those_that_both_have(tmp
 
 @pytest.mark.parametrize("key", ["protocol", "data_sha256", "split_sha256", "exclude_seen"])
 def test_runs_of_other_rows_are_refused_unless_forced(runs, tmp_path, key, capsys):
-    origin = dataclasses.replace(ORIGIN, **{key: "other"})
+    value = not ORIGIN.exclude_seen if key == "exclude_seen" else "other"
+    origin = dataclasses.replace(ORIGIN, **{key: value})
     other = write_run(tmp_path / "c", noise=np.zeros((400, 2)), first=np.ones(len(CLICKED)), origin=origin)
-    with pytest.raises(UserError, match=f"{key}: .* in .*a, other in .*c"):
+    with pytest.raises(UserError, match=f"{key}: .* in .*a, {value} in .*c"):
         compare(runs[0], other)
     assert main(["compare", str(runs[0]), str(other)]) == 2
     assert main(["compare", str(runs[0]), str(other), "--force"]) == 0

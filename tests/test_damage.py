@@ -8,38 +8,19 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import mirrors
 import numpy as np
 import pytest
+from small_artefacts import READERS, kept
 
-from tenrec_jax import artifact, stages
+from tenrec_jax import stages
 from tenrec_jax.__main__ import main
-from tenrec_jax.data.ingest import ingest
 from tenrec_jax.data.interactions import open_table
-from tenrec_jax.data.schema import KINDS
 from tenrec_jax.errors import UserError
-from tenrec_jax.interop.export import bring_back, export
-from tenrec_jax.retrieval.index import load_index
-from tenrec_jax.sealed import files_in, seal
+from tenrec_jax.sealed import seal
 from tenrec_jax.verify import verify
-from torch_mlu_backend import artifact as mirror
 from torch_mlu_backend.errors import UserError as MirrorError
 
 FAULTS = ("flip", "truncate", "zero", "delete", "swap")
-
-
-def imported(folder: Path) -> None:
-    """Read an exported folder as the command `import` does."""
-    bring_back(folder, folder.with_name("imported"))
-
-
-# What reads each artefact; all must tell.
-READERS: dict[str, tuple[Callable[[Path], object], ...]] = {
-    "table": (open_table,),
-    "index": (load_index,),
-    "recommender": (artifact.load,),
-    "exported": (imported, mirror.load),
-}
 
 
 class Damage(NamedTuple):
@@ -50,33 +31,10 @@ class Damage(NamedTuple):
     files: tuple[str, ...]
 
 
-def write_table(folder: Path) -> None:
-    random = np.random.default_rng(0)
-    rows = [f"{user},{random.integers(1, 20)},1,0,0,0,1,0,1,4" for user in range(1, 9) for _ in range(5)]
-    log = folder.with_name("log.csv")
-    log.write_text("\n".join([",".join(KINDS["qb_video"].header), *rows]) + "\n")
-    ingest([log], "qb_video", folder, progress=False)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds one of each artefact, whole."""
-    root = tmp_path_factory.mktemp("damage")
-    write_table(root / "table")
-    export(mirrors.write_recommender(root / "recommender"), root / "exported")
-    shutil.copytree(root / "recommender" / "index", root / "index")
-    return root
-
-
-def kept(folder: Path) -> list[str]:
-    """The files of an artefact; the note of when a table was checked last is none: it is made again."""
-    return [name for name in files_in(folder) if name != "verified.json"]
-
-
-def drawn(whole: Path, count: int, random: np.random.Generator) -> Iterator[Damage]:
+def drawn(artefacts: Path, count: int, random: np.random.Generator) -> Iterator[Damage]:
     """Faults in turn, so that every artefact has every fault, and, among enough, every file too."""
     pairs = list(product(READERS, FAULTS))
-    files = {pair: random.permutation(kept(whole / pair[0])).tolist() for pair in pairs}
+    files = {pair: random.permutation(kept(artefacts / pair[0])).tolist() for pair in pairs}
     for number in range(count):
         artefact, fault = pair = pairs[number % len(pairs)]
         ours = files[pair]
@@ -126,12 +84,12 @@ def told_by_verify(folder: Path, files: tuple[str, ...]) -> bool:
     return all(any(problem.startswith(f"{folder / name} ") for problem in problems) for name in files)
 
 
-def assert_all_told(whole: Path, tmp_path: Path, count: int) -> None:
+def assert_all_told(artefacts: Path, tmp_path: Path, count: int) -> None:
     random = np.random.default_rng(count)
     missed: list[tuple[str, Damage]] = []
-    for number, damage in enumerate(drawn(whole, count, random)):
+    for number, damage in enumerate(drawn(artefacts, count, random)):
         folder = tmp_path / str(number) / damage.artefact
-        shutil.copytree(whole / damage.artefact, folder)
+        shutil.copytree(artefacts / damage.artefact, folder)
         if damage.artefact == "table":
             open_table(folder)  # the times of its files are noted, and must not hide what comes after
         apply(folder, damage, random)
@@ -147,20 +105,20 @@ def assert_all_told(whole: Path, tmp_path: Path, count: int) -> None:
     assert not missed
 
 
-def test_three_hundred_damages_are_all_told_by_name(whole: Path, tmp_path: Path) -> None:
-    assert_all_told(whole, tmp_path, 300)
+def test_three_hundred_damages_are_all_told_by_name(artefacts: Path, tmp_path: Path) -> None:
+    assert_all_told(artefacts, tmp_path, 300)
 
 
 @pytest.mark.slow
-def test_ten_thousand_damages_are_all_told_by_name(whole: Path, tmp_path: Path) -> None:
-    assert_all_told(whole, tmp_path, 10_000)
+def test_ten_thousand_damages_are_all_told_by_name(artefacts: Path, tmp_path: Path) -> None:
+    assert_all_told(artefacts, tmp_path, 10_000)
 
 
-def test_what_is_whole_is_called_whole_and_counted(whole: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["verify", str(whole), "--json"]) == 0
+def test_what_is_whole_is_called_whole_and_counted(artefacts: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["verify", str(artefacts), "--json"]) == 0
     output = capsys.readouterr()
     assert output.err == ""
-    found = {Path(verdict["path"]).relative_to(whole).as_posix(): verdict for verdict in json.loads(output.out)}
+    found = {Path(verdict["path"]).relative_to(artefacts).as_posix(): verdict for verdict in json.loads(output.out)}
     assert {name: verdict["kind"] for name, verdict in found.items()} == {
         "table": "table",
         "index": "index",
@@ -169,16 +127,16 @@ def test_what_is_whole_is_called_whole_and_counted(whole: Path, capsys: pytest.C
         "exported": "exported_recommender",
     }
     for name, verdict in found.items():
-        paths = [whole / name / file for file in kept(whole / name)]
+        paths = [artefacts / name / file for file in kept(artefacts / name)]
         assert (verdict["files"], verdict["bytes"]) == (len(paths), sum(path.stat().st_size for path in paths))
         assert verdict["damaged"] == []
 
 
 def test_damage_gives_exit_code_1_and_a_line_for_each_file(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    artefacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    shutil.copytree(whole / "table", tmp_path / "table")
-    shutil.copytree(whole / "index", tmp_path / "index")
+    shutil.copytree(artefacts / "table", tmp_path / "table")
+    shutil.copytree(artefacts / "index", tmp_path / "index")
     (tmp_path / "table" / "users.arrow").unlink()
     item, times = tmp_path / "table" / "columns" / "item.npy", os.stat(tmp_path / "table" / "columns" / "item.npy")
     item.write_bytes(item.read_bytes()[:-1] + b"\xff")
@@ -194,9 +152,9 @@ def test_damage_gives_exit_code_1_and_a_line_for_each_file(
     ]
 
 
-def test_a_run_is_checked_by_what_its_stages_left(whole: Path, tmp_path: Path) -> None:
+def test_a_run_is_checked_by_what_its_stages_left(artefacts: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(whole / "table", run / "table")
+    shutil.copytree(artefacts / "table", run / "table")
     (run / "data.json").write_text("{}")
     stages.write(run, {"data": stages.record(run, "data", 1.0)})
     for step in ("10", "20", "5.set-aside"):

@@ -570,7 +570,7 @@ def test_the_command_line_takes_the_mapping_from_a_file(tmp_path, capsys):
     assert main([*arguments, "--columns", '{"user": "uid", "item": "vid"}']) == 0
     assert "nothing to do" in capsys.readouterr().out
     for wrong, expected in (
-        ("{", "not JSON"),
+        ("{", "no readable JSON"),
         (str(tmp_path / "none.json"), "cannot be read"),
         ("[]", "cannot be read"),
     ):

@@ -210,6 +210,17 @@ def _is_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
+def _text_ids(path: Path) -> dict[str, list[str]]:
+    try:
+        text = json.loads(path.read_text(encoding="utf-8"))
+        for name, ids in text.items():
+            if name not in ("users", "items") or not all(isinstance(raw, str) for raw in ids):
+                raise ValueError(f"{name} are no texts")
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}). Export again.") from error
+    return text
+
+
 def _load_rules(path: Path) -> tuple[int, tuple[float, ...]]:
     try:
         rules = json.loads(path.read_text(encoding="utf-8"))
@@ -231,8 +242,11 @@ def _flush(path: Path) -> None:
 
 
 def _load_catalogue(folder: Path) -> Catalogue:
-    users, items, events = (safetensors_file.read(folder / name).tensors for name in (USERS, ITEMS, EVENTS))
-    text = json.loads((folder / IDS).read_text(encoding="utf-8")) if (folder / IDS).exists() else {}
+    text = _text_ids(folder / IDS) if (folder / IDS).exists() else {}
+    user_id, item_id = ([] if name in text else ["id"] for name in ("users", "items"))
+    users = safetensors_file.read_named(folder / USERS, ["gender", "age", "trained", "offsets", *user_id])
+    items = safetensors_file.read_named(folder / ITEMS, ["category", "trained", "indexed", "vectors", *item_id])
+    events = safetensors_file.read_named(folder / EVENTS, ["item", "action"])
     raw_user = text["users"] if "users" in text else users["id"][1:].tolist()
     raw_item = text["items"] if "items" in text else items["id"][1:].tolist()
     return Catalogue(

@@ -151,6 +151,8 @@ def from_mapping(values: Mapping[str, Any], kind: type, path: str) -> Any:
     Raises:
         UserError: a setting that the mirror does not know or support, or a missing one.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path} holds no settings.")
     hints = typing.get_type_hints(kind)
     unknown = sorted(values.keys() - hints.keys())
     if unknown:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,8 +49,21 @@ def read(path: Path) -> Contents:
         raise UserError(f"{path}: no such file.") from None
     try:
         return _parsed(buffer)
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise UserError(f"{path} is damaged: {error}. Copy it again.") from error
+
+
+def read_named(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of a file, which must hold some names.
+
+    Raises:
+        UserError: it is absent or damaged, or lacks one of them; all such are named.
+    """
+    tensors = read(path).tensors
+    missing = sorted(set(names) - tensors.keys())
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}. Copy or export it again.")
+    return tensors
 
 
 def _parsed(buffer: bytearray) -> Contents:
@@ -60,6 +73,8 @@ def _parsed(buffer: bytearray) -> Contents:
         raise ValueError("its header is cut off")
     header: dict[str, Any] = json.loads(buffer[8:begin].decode())
     metadata = header.pop("__metadata__", {})
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata holds other things than texts")
     tensors, end = {}, begin
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype, shape = DTYPES[entry["dtype"]], entry["shape"]

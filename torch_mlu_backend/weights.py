@@ -103,7 +103,7 @@ def _description(path: Path, metadata: dict[str, str], expected: tuple[str, ...]
     try:
         config = from_mapping(json.loads(metadata["config"]), KINDS[kind].config, f"{path}: config")
         vocabulary = from_mapping(json.loads(metadata["vocabulary"]), Vocabulary, f"{path}: vocabulary")
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, RecursionError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is damaged: its header lacks a readable {error}.") from error
     return Description(kind, config, vocabulary)
 

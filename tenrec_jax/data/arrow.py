@@ -3,8 +3,32 @@
 Arrow's own `pa.array` and `to_numpy` load pandas wherever that is installed, which takes half a second and 60 MiB.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tenrec_jax.errors import UserError
+
+
+def read_parquet(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
+    """Columns of a Parquet file, with its pages' checksums compared and its values validated.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or lacks a column; `remedy` says what to do.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            table = file.read(columns=[name for name in columns if name not in missing])
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {error}. {remedy}") from error
+    if missing:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}. {remedy}")
+    return table
 
 
 def as_numpy(values: pa.Array | pa.ChunkedArray, *, missing: int | None = None) -> np.ndarray:

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tenrec_jax.data.arrow import as_arrow, as_numpy
-from tenrec_jax.data.manifest import check_files_once, read_manifest
+from tenrec_jax.data.manifest import REMEDY, check_files_once, read_manifest
+from tenrec_jax.errors import UserError
+from tenrec_jax.npy import open_npy
 
 RawId = int | str
 
@@ -157,9 +159,11 @@ def open_table(directory: Path | str) -> Interactions:
     directory = Path(directory)
     manifest = read_manifest(directory)
     check_files_once(directory, manifest)
-    user_R, item_R, labels_RA, offsets = (
-        _mapped(directory / name) for name in (USER_COLUMN, ITEM_COLUMN, LABELS_COLUMN, OFFSETS)
-    )
+    users, items = (_dictionary(directory / f, kind) for f, kind in ((USERS_FILE, Users), (ITEMS_FILE, Items)))
+    user_R = open_npy(directory / USER_COLUMN, np.int32, (None,))
+    item_R = open_npy(directory / ITEM_COLUMN, np.int32, user_R.shape)
+    labels_RA = open_npy(directory / LABELS_COLUMN, np.int8, (len(user_R), len(manifest.actions)))
+    offsets = open_npy(directory / OFFSETS, np.int64, (len(users[0]) + 1,))
     table = Interactions(
         kind=manifest.log_kind,
         actions=manifest.actions,
@@ -168,8 +172,8 @@ def open_table(directory: Path | str) -> Interactions:
         item_R=item_R,
         labels_RA=labels_RA,
         offsets=offsets,
-        users=Users(*_dictionary(directory / USERS_FILE, Users)),
-        items=Items(*_dictionary(directory / ITEMS_FILE, Items)),
+        users=Users(*users),
+        items=Items(*items),
         sha256=manifest.sha256,
     )
     for _, array in _arrays(table):
@@ -185,11 +189,17 @@ def read_events(directory: Path | str, columns: Sequence[str]) -> Iterator[pa.Re
         columns: "user" and "item" (dense ids) and names of the source's other columns.
 
     Raises:
-        OSError: a page's checksum is wrong.
+        UserError: a shard cannot be read, or lacks a column, or a page's checksum is wrong.
     """
     for path in sorted((Path(directory) / EVENTS_FOLDER).glob("*.parquet")):
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        yield from file.iter_batches(columns=list(columns))
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                missing = [name for name in columns if name not in file.schema_arrow.names]
+                if missing:
+                    raise UserError(f"{path} has no column {', '.join(missing)}.")
+                yield from file.iter_batches(columns=list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path} is damaged: {error}. {REMEDY}") from error
 
 
 def offsets_of(user_R: np.ndarray, num_users: int) -> np.ndarray:
@@ -233,10 +243,6 @@ def _arrays(table: Interactions) -> Iterator[tuple[str, np.ndarray]]:
     yield from dictionary_arrays(table.items)
 
 
-def _mapped(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
 def write_dictionary(record: Users | Items, path: Path) -> None:
     """Write the arrays of `Users` or `Items` as an Arrow file, which opens as a memory map."""
     columns = {field.name: as_arrow(getattr(record, field.name)) for field in dataclasses.fields(record)}
@@ -247,9 +253,15 @@ def write_dictionary(record: Users | Items, path: Path) -> None:
 
 def _dictionary(path: Path, record: type) -> list[np.ndarray]:
     """The fields of `Users` or `Items`."""
-    with pa.memory_map(str(path)) as file:
-        batch = pa.ipc.open_file(file).get_batch(0)
-    columns = [batch[field.name] for field in dataclasses.fields(record)]
+    try:
+        with pa.memory_map(str(path)) as file:
+            batch = pa.ipc.open_file(file).get_batch(0)
+        batch.validate(full=True)
+        columns = [batch[field.name] for field in dataclasses.fields(record)]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}. {REMEDY}") from error
+    if not all(pa.types.is_integer(column.type) for column in columns[1:]):
+        raise UserError(f"{path} cannot be read: columns are of other types. {REMEDY}")
     return [
         np.asarray(column.to_pylist(), object) if pa.types.is_string(column.type) else as_numpy(column)
         for column in columns

@@ -1,6 +1,6 @@
 """Which files a log is made of, and the reader for its kind."""
 
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from tenrec_jax.data.schema import CUSTOM, KINDS, TWIN_KINDS, Kind, custom_kind,
 from tenrec_jax.data.sequences import SequenceLog
 from tenrec_jax.data.sources import COMPRESSIONS, open_source
 from tenrec_jax.errors import UserError
+from tenrec_jax.files import parsed_json
 
 PUBLISHED_AT = "the Tenrec project's page on GitHub (search for 2022-NIPS-Tenrec)"
 TASK, SEQUENCES = "task", "sequences"
@@ -128,14 +129,13 @@ def parse_columns(text: str, name: str) -> dict[str, str]:
     """The mapping of a log of kind "custom" from JSON; `name` is what the text is called in messages.
 
     Raises:
-        UserError: it is no JSON object.
+        UserError: it is no JSON object, or spells half a character, which no log can hold.
     """
-    try:
-        columns = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name} is not JSON ({error}).") from None
+    columns = parsed_json(text, name)
     if not isinstance(columns, dict):
         raise UserError(f'{name} must be a JSON object such as {{"user": "uid", "item": "vid"}}.')
+    if re.search("[\ud800-\udfff]", "".join(map(str, (*columns, *columns.values())))):
+        raise UserError(f"{name} holds a lone surrogate, which is no character.")
     return columns
 
 

@@ -266,7 +266,7 @@ def check_features(columns: Mapping[str, str]) -> None:
     """
     known_after = {column.name for kind in KINDS.values() for column in kind.with_role(Role.POST_EXPOSURE)}
     for role in (role for role, column in _CUSTOM_ROLES.items() if column.role in _FEATURES):
-        if columns.get(role) in known_after:
+        if str(columns.get(role)) in known_after:
             raise UserError(
                 f"columns: {columns[role]!r} is known only after the exposure, so as a feature ({role}) it tells the label. "
                 "Leave it out; if it is something else in your log, say allow_post_event_features."

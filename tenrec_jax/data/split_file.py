@@ -98,7 +98,7 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
                 yield from reader
         else:
             raise UserError(f"{path}: a split is a .csv or a .parquet file.")
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 

@@ -27,17 +27,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tenrec_jax.data.arrow import as_arrow, as_numpy
+from tenrec_jax.data.arrow import as_arrow, as_numpy, read_parquet
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.evaluator import TargetRanks
 from tenrec_jax.evaluation.places import Places
 from tenrec_jax.evaluation.scorers import MODEL, Scorer
-from tenrec_jax.files import written_whole
+from tenrec_jax.files import parsed_json, written_whole
+from tenrec_jax.sealed import require_types
 
 FORMAT_VERSION = 1
 _BLOCK = 1 << 18
 _METADATA = b"tenrec_jax"
+_REMEDY = "Evaluate the run again."
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,14 @@ def read_predictions(path: Path) -> Predictions:
         raise UserError(
             f"{path} is missing: the run has not been evaluated, or by an older version. Run its command again."
         )
-    schema = pq.read_schema(path)
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {error}. {_REMEDY}") from error
     if _METADATA not in (schema.metadata or {}):
         raise UserError(f"{path} holds no predictions of this project: its schema has no metadata named tenrec_jax.")
-    values = json.loads(schema.metadata[_METADATA])
+    values = parsed_json(schema.metadata[_METADATA], f"{path}: metadata")
+    require_types(values, Origin, path)
     if values["format_version"] != FORMAT_VERSION:
         raise UserError(f"{path} has format version {values['format_version']}; this code reads {FORMAT_VERSION}.")
     origin = Origin(**values | {"actions": tuple(values["actions"])})
@@ -130,7 +136,7 @@ def read_predictions(path: Path) -> Predictions:
     if "rank" not in schema.names:
         raise UserError(f"{path} has no column rank: it holds no predictions of a model.")
     wanted = ["row", "user", "item", *origin.actions, "rank", "tied", *(scores if has_scores else [])]
-    table = pq.read_table(path, columns=wanted, page_checksum_verification=True)
+    table = read_parquet(path, wanted, _REMEDY)
     rank_R = as_numpy(table["rank"], missing=-1)
     ranked = np.flatnonzero(rank_R > 0)
     first = rank_R[ranked]

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tenrec_jax.data.arrow import read_parquet
 from tenrec_jax.data.interactions import Interactions, read_events
 from tenrec_jax.data.protocols import Part, Split
 from tenrec_jax.data.schema import KINDS, TWIN_KINDS, Role
@@ -314,7 +314,7 @@ def _watching(table: Interactions, directory: Path) -> NDArray[np.int32]:
 def _read_truth(path: Path, table: Interactions) -> NDArray[np.float32]:
     if not path.is_file():
         raise UserError(f"There is no {path}. tenrec-jax synth writes it beside the CSV, as NAME.truth.parquet.")
-    truth_R = pq.read_table(path, columns=["click"], page_checksum_verification=True)["click"].to_numpy()
+    truth_R = read_parquet(path, ["click"], "Make the twin again.")["click"].to_numpy()
     if len(truth_R) != table.num_rows:
         raise UserError(
             f"{path} has {len(truth_R):,} rows, the table {table.num_rows:,}: it is the truth of another log."

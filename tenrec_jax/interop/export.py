@@ -177,8 +177,11 @@ def _save_catalogue(out: Path, catalogue: Catalogue, indexed_N: np.ndarray, vect
 
 
 def _load_catalogue(exported: Path) -> tuple[Catalogue, np.ndarray]:
-    (_, users), (_, items), (_, events) = (weights.read(exported / name) for name in (USERS, ITEMS, EVENTS))
-    text = read_json(exported / IDS) if (exported / IDS).exists() else {}
+    text = _text_ids(exported / IDS) if (exported / IDS).exists() else {}
+    user_id, item_id = ([] if name in text else ["id"] for name in ("users", "items"))
+    users = weights.arrays(exported / USERS, ["gender", "age", "trained", "offsets", *user_id])
+    items = weights.arrays(exported / ITEMS, ["category", "trained", "indexed", "vectors", *item_id])
+    events = weights.arrays(exported / EVENTS, ["item", "action"])
     for name, arrays in {"users": users, "items": items}.items():
         if name in text:
             arrays["id"] = np.array(["", *text[name]], object)
@@ -197,6 +200,17 @@ def _load_catalogue(exported: Path) -> tuple[Catalogue, np.ndarray]:
     return catalogue, items["indexed"]
 
 
+def _text_ids(path: Path) -> dict[str, list[str]]:
+    text = read_json(path)
+    fits = isinstance(text, dict) and all(
+        name in ("users", "items") and isinstance(ids, list) and all(isinstance(raw, str) for raw in ids)
+        for name, ids in text.items()
+    )
+    if not fits:
+        raise UserError(f"{path} holds no raw ids. {REMEDY}")
+    return text
+
+
 def _item_vectors(two_tower: artifact.Model, catalogue: Catalogue, item_N: np.ndarray) -> np.ndarray:
     model = two_tower.merged()
     with jax.default_matmul_precision("highest"):
@@ -204,9 +218,11 @@ def _item_vectors(two_tower: artifact.Model, catalogue: Catalogue, item_N: np.nd
 
 
 def _check_probe(loaded: Artifact, path: Path) -> None:
-    _, arrays = weights.read(path)
+    arrays = weights.arrays(path, [f"inputs/{field}" for field in probe.Inputs._fields])
     inputs = probe.Inputs(**{field: arrays[f"inputs/{field}"] for field in probe.Inputs._fields})
     for name, found in probe.outputs(loaded, inputs).items():
+        if name not in arrays or arrays[name].shape != found.shape:
+            raise UserError(f"{path} is that of another model: {name} is missing or misshapen. {REMEDY}")
         worst = float(np.abs(found - arrays[name]).max())
         if not worst <= AGREEMENT * max(1.0, float(np.abs(arrays[name]).max())):
             raise UserError(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from pickle import UnpicklingError  # the error alone: torch raises it for a refused file
+from tokenize import TokenError
 from typing import Any, Literal, NamedTuple, TypeVar
 from warnings import catch_warnings, filterwarnings
 from zipfile import BadZipFile
@@ -28,6 +29,8 @@ from tenrec_jax.models.features import Vocabulary
 
 Weights = Mapping[str, Any]  # name -> array of any kind that NumPy can read
 ModuleT = TypeVar("ModuleT", bound=nnx.Module)
+# Of the headers of arrays in an npz, which are Python literals, and of sizes that lie.
+_HEADER_ERRORS = (TokenError, SyntaxError, RecursionError, MemoryError, OverflowError, NotImplementedError)
 
 
 class Leaf(NamedTuple):
@@ -332,7 +335,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = [name for name in archive.files if name.startswith("weights/")] or archive.files
             return {name.removeprefix("weights/"): archive[name] for name in names}
-    except (ValueError, EOFError, BadZipFile, zlib.error, AttributeError, TypeError) as error:
+    except (ValueError, EOFError, BadZipFile, zlib.error, AttributeError, TypeError, *_HEADER_ERRORS) as error:
         raise UserError(f"{path}: not a readable npz of plain arrays: {error}") from error
 
 

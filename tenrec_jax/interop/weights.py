@@ -7,7 +7,7 @@ GELU, and a SHA-256 of the data (`digest`).
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +18,9 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tenrec_jax.artifact import Model
-from tenrec_jax.config import from_mapping
+from tenrec_jax.artifact import Model, settings
 from tenrec_jax.errors import UserError
-from tenrec_jax.files import written_whole
+from tenrec_jax.files import parsed_json, written_whole
 from tenrec_jax.interop import names
 from tenrec_jax.interop.original_models import OriginalRanker, OriginalTwoTower
 from tenrec_jax.models.blocks import EncoderConfig
@@ -133,11 +132,14 @@ def load(path: Path, *expected: str) -> tuple[Description, Model]:
         raise UserError(f"{path} holds a {header.get('model')!r}, not a {' or '.join(expected or KINDS)}.")
     kind = KINDS[header["model"]]
     try:
-        config = from_mapping(json.loads(header["config"]), kind.config, f"{path}: config")
-        vocabulary = from_mapping(json.loads(header["vocabulary"]), Vocabulary, f"{path}: vocabulary")
-    except (KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged: its header lacks a readable {error}.") from error
-    description = Description(header["model"], config, vocabulary)
+        config, vocabulary = (parsed_json(header[name], f"{path}: {name}") for name in ("config", "vocabulary"))
+    except KeyError as error:
+        raise UserError(f"{path} is damaged: its header lacks {error}.") from error
+    description = Description(
+        header["model"],
+        settings(config, kind.config, path, "config"),
+        settings(vocabulary, Vocabulary, path, "vocabulary"),
+    )
     model = structure(description)
     try:
         arrays = names.to_flax(kind.names, weights, named(model.parameters))
@@ -158,8 +160,21 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged: {error}. Copy it again.") from error
+
+
+def arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, which must hold some names.
+
+    Raises:
+        UserError: the file is absent or damaged, or lacks one of them; all such are named.
+    """
+    _, found = read(path)
+    missing = sorted(set(names) - found.keys())
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}. Copy or export it again.")
+    return found
 
 
 def digest(weights: Mapping[str, np.ndarray]) -> str:

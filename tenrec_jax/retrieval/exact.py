@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tenrec_jax.npy import read_npy
 from tenrec_jax.retrieval.base import Catalogue, ItemIndex
 from tenrec_jax.retrieval.config import IndexConfig
 from tenrec_jax.retrieval.hits import NO_KEY, Floats, Ids, Keys, best_of
@@ -28,7 +29,8 @@ class ExactIndex(ItemIndex):
     @classmethod
     def load(cls, folder: Path, config: IndexConfig, tuning: Tuning | None) -> "ExactIndex":
         """What `save` wrote."""
-        vectors, ids = (np.load(folder / name, allow_pickle=False) for name in ("vectors.npy", "item_ids.npy"))
+        vectors = read_npy(folder / "vectors.npy", np.float32, (None, None))
+        ids = read_npy(folder / "item_ids.npy", np.int32, (len(vectors),))
         return cls(vectors, ids, config, tuning)
 
     @property

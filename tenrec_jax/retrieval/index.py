@@ -7,7 +7,6 @@ order of falling score, equal scores in order of item id; where fewer exist the 
 """
 
 import importlib.util
-import json
 import logging
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenrec_jax.errors import UserError
+from tenrec_jax.files import read_json
 from tenrec_jax.retrieval.base import TUNING_FILE, ItemIndex
 from tenrec_jax.retrieval.checks import checked_ids, checked_vectors
 from tenrec_jax.retrieval.config import IndexConfig
@@ -24,6 +24,7 @@ from tenrec_jax.retrieval.scann_index import ScannIndex, leaves_for
 from tenrec_jax.retrieval.scann_tree import ScannTree
 from tenrec_jax.retrieval.store import MANIFEST, checked_manifest
 from tenrec_jax.retrieval.tuning import Trial, Tuning, UnreachableRecallError
+from tenrec_jax.sealed import require_types
 
 __all__ = [
     "IndexConfig",
@@ -95,7 +96,7 @@ def load_index(folder: Path) -> ItemIndex:
     """
     folder = Path(folder)
     manifest, path = checked_manifest(folder), folder / TUNING_FILE
-    tuning = Tuning.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    tuning = _tuning(path) if path.exists() else None
     kinds = {ExactIndex.kind: ExactIndex.load, ScannIndex.kind: ScannIndex.load}
     if manifest.search not in kinds:
         raise UserError(
@@ -107,6 +108,12 @@ def load_index(folder: Path) -> ItemIndex:
             f"{folder / MANIFEST}: count is {manifest.count}, the files hold {index.size} items: build the index again"
         )
     return index
+
+
+def _tuning(path: Path) -> Tuning:
+    content = read_json(path)
+    require_types(content, Tuning, path)
+    return Tuning.from_json(content)
 
 
 def recall_against_exact(index: ItemIndex, exact: ItemIndex, queries_BD: NDArray, k: int) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tenrec_jax.errors import UserError
+from tenrec_jax.npy import read_npy
 from tenrec_jax.retrieval.base import Catalogue, ItemIndex
 from tenrec_jax.retrieval.config import IndexConfig
 from tenrec_jax.retrieval.exact import ExactIndex
@@ -46,10 +47,10 @@ class ScannIndex(ItemIndex):
     @classmethod
     def load(cls, folder: Path, config: IndexConfig, tuning: Tuning | None) -> "ScannIndex":
         """What `save` wrote."""
-        index = cls(ScannTree.load(folder, np.load(folder / "item_ids.npy", allow_pickle=False)), config, tuning)
+        index = cls(ScannTree.load(folder, read_npy(folder / "item_ids.npy", np.int32, (None,))), config, tuning)
         if (folder / "changes").is_dir():
             index._aside = ExactIndex.load(folder / "changes", config, None)
-            index._mask(np.load(folder / "changes" / "masked_ids.npy", allow_pickle=False))
+            index._mask(read_npy(folder / "changes" / "masked_ids.npy", np.int32, (None,)))
         return index
 
     @property

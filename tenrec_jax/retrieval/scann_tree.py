@@ -14,9 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenrec_jax.errors import UserError
+from tenrec_jax.files import read_json
+from tenrec_jax.npy import open_npy
 from tenrec_jax.retrieval.hits import NO_KEY, Floats, Ids, Keys, packed
+from tenrec_jax.sealed import files_in
 
 FEWEST_ITEMS = 16  # ScaNN's quantiser has 16 centres
+_SCANN_FILES = {
+    "ah_codebook.pb",
+    "datapoint_to_token.npy",
+    "dataset.npy",
+    "hashed_dataset.npy",
+    "scann_assets.pbtxt",
+    "scann_config.pb",
+    "serialized_partitioner.pb",
+}
 
 
 @dataclass(frozen=True)
@@ -42,11 +54,18 @@ class ScannTree:
 
     @classmethod
     def load(cls, folder: Path, item_ids_N: Ids) -> "ScannTree":
-        """What `save` wrote. The vectors stay on disk: they are read to tune or to build again, not to search."""
-        num_leaves = json.loads((folder / "tree.json").read_text(encoding="utf-8"))["num_leaves"]
-        scann = folder / "scann"
-        searcher = import_scann().scann_ops_pybind.load_searcher(str(scann), assets_backcompat_shim=False)
-        return cls(np.load(scann / "dataset.npy", mmap_mode="r"), item_ids_N, num_leaves, searcher)
+        """What `save` wrote. The vectors stay on disk: they are read to tune or to build again, not to search.
+
+        Raises:
+            UserError: a file is not what ScaNN writes for such a tree.
+        """
+        num_leaves, scann = _num_leaves(folder / "tree.json"), folder / "scann"
+        vectors_ND = _checked_files(scann, len(item_ids_N), num_leaves)
+        try:
+            searcher = import_scann().scann_ops_pybind.load_searcher(str(scann), assets_backcompat_shim=False)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise UserError(f"{scann} cannot be read by ScaNN ({error}): build the index again") from error
+        return cls(vectors_ND, item_ids_N, num_leaves, searcher)
 
     def save(self, folder: Path) -> None:
         """Writes all but the item ids."""
@@ -85,6 +104,25 @@ class ScannTree:
         return self.searcher.search_batched_parallel(
             queries, k, min(reorder, len(self.item_ids_N)), min(leaves_to_search, self.num_leaves), batch_size=1
         )
+
+
+def _num_leaves(path: Path) -> int:
+    content = read_json(path)
+    num_leaves = content.get("num_leaves") if isinstance(content, dict) else None
+    if type(num_leaves) is not int or num_leaves < 1:
+        raise UserError(f"{path} does not say the number of leaves: build the index again")
+    return num_leaves
+
+
+def _checked_files(scann: Path, size: int, num_leaves: int) -> Floats:
+    """The vectors, after what ScaNN would believe unseen was looked at: its own reader reads beyond the end of arrays that lie."""
+    for name in sorted(set(files_in(scann)) - _SCANN_FILES):
+        raise UserError(f"{scann / name} is no file of such an index, and ScaNN might run it: build the index again")
+    leaf_N = open_npy(scann / "datapoint_to_token.npy", np.int32, (size,))
+    open_npy(scann / "hashed_dataset.npy", np.uint8, (size, None))
+    if size and not 0 <= leaf_N.min() <= leaf_N.max() < num_leaves:
+        raise UserError(f"{scann / 'datapoint_to_token.npy'} names leaves that there are not: build the index again")
+    return open_npy(scann / "dataset.npy", np.float32, (size, None))
 
 
 def import_scann() -> ModuleType:
