@@ -26,6 +26,7 @@ class Heartbeat:
         self._pipe, self._step_seconds = pipe, step_seconds
         self._due: float | None = None
         if pipe is not None:
+            os.write(pipe, b".")  # at once: from now on silence counts
             threading.Thread(target=self._beat, args=(pipe,), name="heartbeat", daemon=True).start()
 
     @classmethod

@@ -18,6 +18,8 @@ from tenrec_jax.training.parallel import COORDINATOR, PROCESS, PROCESSES
 
 LIFELINE = "TENREC_JAX_LIFELINE"
 WRONG_USE = 2
+# A worker imports what it needs before it is heard of for the first time.
+START_SECONDS = 600.0
 RESUMES = "The same command resumes the run."
 STOPPED = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -63,7 +65,7 @@ def supervise(
         command: what each worker runs; started again, it goes on from its last checkpoint.
         count: of workers.
         max_restarts: times that all are started again.
-        heartbeat_seconds: a worker that was heard of once (`heartbeat.Heartbeat`) is hung if it is silent for so long; 0 listens to none.
+        heartbeat_seconds: a worker is hung if its `heartbeat.Heartbeat` is silent for so long; 0 listens to none.
         grace_seconds: from SIGTERM to SIGKILL, for a worker that is to save what it has done.
 
     Returns:
@@ -187,12 +189,14 @@ def _watch(index: int, worker: subprocess.Popen[str], events: "SimpleQueue[Event
 
 
 def _listen(index: int, pipe: int, seconds: float, events: "SimpleQueue[Event]") -> None:
-    """Until the worker has ended, which closes the pipe, or falls silent. How long it takes to start is not counted."""
+    """Until the worker has ended, which closes the pipe, or falls silent."""
     with os.fdopen(pipe, "rb", buffering=0) as beats:
-        while beats.read(1):
-            if seconds and not select.select([beats], [], [], seconds)[0]:
-                events.put(Silent(index))
+        patience = max(seconds, START_SECONDS)
+        while not seconds or select.select([beats], [], [], patience)[0]:
+            if not beats.read(1):
                 return
+            patience = seconds
+        events.put(Silent(index))
 
 
 def _forward(prefix: str, lines: TextIO) -> None:

@@ -1,0 +1,118 @@
+"""One of two workers of a real run is killed at a random moment: all are started again, and the result is that of an undisturbed run."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launched import DEADLINE, ROOT, children, environment
+from safetensors.numpy import load_file
+
+from tenrec_jax.training.metrics_writer import METRICS, read_lines
+
+WEIGHTS = "recommender/retrieval.safetensors"
+CHECKPOINTS = Path("checkpoints", "retrieval")
+GOES_ON = re.compile(r"retrieval: going on after step (\d+) of")
+PLACEMENTS = ("replicated", "row_sharded")
+
+
+def launch(table: Path, workdir: Path, *options: str, processes: int = 2, **variables: object) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "experiments" / "launch.py"), f"--config={ROOT / 'tests' / 'tiny_run.py'}"]
+    command += [f"--config.data.path={table.with_name('log.csv')}", f"--workdir={workdir}"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": table.with_name("xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0}
+    with workdir.with_suffix(".log").open("a") as log:
+        return subprocess.Popen(
+            [*command, *options, f"--num_processes={processes}", "--max_restarts=20"],
+            env=environment(JAX_DISABLE_MOST_OPTIMIZATIONS=1, **cache, **variables),
+            stdout=log,
+            stderr=log,
+        )
+
+
+def finish(process: subprocess.Popen, workdir: Path) -> str:
+    code = process.wait(DEADLINE)
+    said = workdir.with_suffix(".log").read_text()
+    assert code == 0, said[-5000:]
+    return said
+
+
+def committed(workdir: Path) -> int:
+    """The last step that a checkpoint holds."""
+    steps = [int(path.name) for path in (workdir / CHECKPOINTS).glob("*") if path.name.isdecimal()]
+    return max(steps, default=0)
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    for name in (WEIGHTS, METRICS, "recommender/manifest.json"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def kill_a_worker(process: subprocess.Popen, workdir: Path, drawn: random.Random, after: int) -> int | None:
+    """Kill one when so many restarts have been, at a random moment of training; the last committed step then. None if the run has ended."""
+    log = workdir.with_suffix(".log")
+    while process.poll() is None:
+        said = log.read_text()
+        if said.count("from the last checkpoint") == after and "train retrieval" in said.split("restart")[-1]:
+            time.sleep(drawn.uniform(0, 4))
+            victim = str(drawn.randrange(2))
+            workers = children(process.pid)
+            if victim in workers:
+                before = committed(workdir)
+                os.kill(workers[victim], signal.SIGKILL)
+                return before
+        time.sleep(0.05)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("count", "placement"),
+    [(1, "replicated"), *(pytest.param(5, placement, marks=pytest.mark.slow) for placement in PLACEMENTS)],
+)
+def test_a_run_whose_workers_are_killed_ends_as_if_nothing_had_been(
+    count: int, placement: str, short_table: Path, tmp_path: Path
+) -> None:
+    options = (f"--config.retrieval.train.table_placement={placement}",)
+    finish(launch(short_table, tmp_path / "whole", *options), tmp_path / "whole")
+    drawn, kills, lost, restarts, runs = random.Random(count), 0, 0, 0, 0
+    while kills < count:
+        workdir, runs = tmp_path / f"killed-{runs}", runs + 1
+        process, before = launch(short_table, workdir, *options), []
+        while kills < count:
+            step = kill_a_worker(process, workdir, drawn, len(before))
+            if step is None:
+                break
+            before.append(step)
+            kills += 1
+        said = finish(process, workdir)
+        restarts += said.count("from the last checkpoint")
+        went_on = [int(step) for step in GOES_ON.findall(said)]
+        lost += sum(step < at_kill for step, at_kill in zip(went_on, (b for b in before if b), strict=False))
+        assert_same_run(workdir, tmp_path / "whole")
+        shutil.rmtree(workdir)
+    print(f"\n{placement}: {kills} workers killed in {runs} runs, {restarts} restarts, {lost} checkpoints lost")
+    assert lost == 0
+    assert restarts == kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_two_processes_train_as_one_with_two_devices(placement: str, short_table: Path, tmp_path: Path) -> None:
+    options = (f"--config.retrieval.train.table_placement={placement}", "--config.retrieval.train.epochs=2")
+    two, one = tmp_path / "two", tmp_path / "one"
+    finish(launch(short_table, two, *options), two)
+    finish(launch(short_table, one, *options, processes=1, JAX_NUM_CPU_DEVICES=2), one)
+    weights, expected = load_file(two / WEIGHTS), load_file(one / WEIGHTS)
+    assert weights.keys() == expected.keys()
+    worst = max(float(np.abs(weights[name] - expected[name]).max()) for name in expected)
+    lines = zip(read_lines(two / METRICS), read_lines(one / METRICS), strict=True)
+    apart = max(abs(a[name] - b[name]) for a, b in lines for name in b if name not in ("stage", "step"))
+    print(f"\n{placement}: weights differ by {worst:.2g} at most, metrics by {apart:.2g}")
+    assert worst < 1e-6
+    assert apart < 1e-6
