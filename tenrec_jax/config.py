@@ -3,25 +3,31 @@
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from tenrec_jax.data.id_types import AUTO
+from tenrec_jax.data.logs import KIND_NAMES, SEQUENCES, parse_columns
+from tenrec_jax.data.protocols import PROTOCOLS, SPLIT_FILE
+from tenrec_jax.data.schema import CUSTOM, TWIN_KINDS
 from tenrec_jax.errors import UserError
 from tenrec_jax.models.blocks import EncoderConfig
 from tenrec_jax.models.features import FeatureConfig
 from tenrec_jax.models.ranker import RankerConfig
 from tenrec_jax.models.two_tower import TwoTowerConfig
 from tenrec_jax.retrieval.index import IndexConfig
+from tenrec_jax.settings import Count, Finite, Natural, NonNegative, Settings, SettingsError, Share
 from tenrec_jax.training.trainer import TrainConfig
 
 STAGES = ("data", "retrieval", "index", "ranking", "evaluate", "export")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """Where the log comes from and how it is split.
 
     Attributes:
@@ -44,16 +50,38 @@ class DataConfig:
     ids: Literal["auto", "integer", "text"] = "auto"
     allow_post_event_features: bool = False
     duplicates: Literal["keep", "drop_exact"] = "keep"
-    max_bad_fraction: float = 0.0
-    twin_rows: int = 300_000
-    twin_seed: int = 0
+    max_bad_fraction: Share = 0.0
+    twin_rows: Count = 300_000
+    twin_seed: Natural = 0
     protocol: str = "per_user_order"
-    split_seed: int = 0
+    split_seed: Natural = 0
     split_file: str = ""
+
+    def conflicts(self) -> Iterator[str]:
+        yield from self._unknown_names()
+        if bool(self.columns) != (self.kind == CUSTOM):
+            yield f"kind is {self.kind!r} and columns is {self.columns!r}: kind {CUSTOM!r} needs columns, and no other has them"
+        elif self.columns:
+            try:
+                parse_columns(self.columns, "columns")
+            except UserError as error:
+                yield str(error)
+        if self.ids != AUTO and self.kind not in (CUSTOM, SEQUENCES):
+            yield f"ids is {self.ids!r}, which is for the kinds {CUSTOM} and {SEQUENCES} alone; those of {self.kind} are integers"
+        if bool(self.split_file) != (self.protocol == SPLIT_FILE):
+            yield f"protocol is {self.protocol!r} and split_file {self.split_file!r}: {SPLIT_FILE!r} needs one, and no other has it"
+
+    def _unknown_names(self) -> Iterator[str]:
+        for name, value, known in (
+            ("kind", self.kind, KIND_NAMES),
+            ("protocol", self.protocol, (*PROTOCOLS, SPLIT_FILE)),
+        ):
+            if value not in known:
+                yield f"{name} is {value!r};{_nearest(value, known)}"
 
 
 @dataclass(frozen=True)
-class RetrievalConfig:
+class RetrievalConfig(Settings):
     """The retrieval stage.
 
     Attributes:
@@ -68,16 +96,16 @@ class RetrievalConfig:
 
     model: TwoTowerConfig
     train: TrainConfig
-    events_per_batch: int = 4096
-    negatives: int = 512
-    negative_popularity: float = 0.0
+    events_per_batch: Count = 4096
+    negatives: Natural = 512
+    negative_popularity: NonNegative = 0.0
     log_q: bool = True
-    unknown_rate: float = 0.01
-    selection_users: int = 5000
+    unknown_rate: Share = 0.01
+    selection_users: Natural = 5000
 
 
 @dataclass(frozen=True)
-class RankingConfig:
+class RankingConfig(Settings):
     """The ranking stage.
 
     Attributes:
@@ -93,15 +121,19 @@ class RankingConfig:
     model: RankerConfig
     train: TrainConfig
     enabled: bool = True
-    events_per_batch: int = 4096
-    unknown_rate: float = 0.02
-    action_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
-    pairwise_weight: float = 0.0
+    events_per_batch: Count = 4096
+    unknown_rate: Share = 0.02
+    action_weights: tuple[NonNegative, ...] = (1.0, 1.0, 1.0, 1.0)
+    pairwise_weight: NonNegative = 0.0
     any_order: bool = False
+
+    def conflicts(self) -> Iterator[str]:
+        if not any(self.action_weights):
+            yield f"action_weights is {self.action_weights}: with no weight above 0 there is nothing to learn"
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Settings):
     """The test evaluation.
 
     Attributes:
@@ -110,13 +142,13 @@ class EvaluationConfig:
         max_users: users of the full-catalogue ranking; 0 takes all.
     """
 
-    resamples: int = 1000
+    resamples: Count = 1000
     exclude_seen: bool = True
-    max_users: int = 0
+    max_users: Natural = 0
 
 
 @dataclass(frozen=True)
-class ServingConfig:
+class ServingConfig(Settings):
     """How the recommender answers.
 
     Attributes:
@@ -124,22 +156,30 @@ class ServingConfig:
         action_values: worth of each action in the final order, in the order of the log's actions.
     """
 
-    candidates: int = 200
-    action_values: tuple[float, ...] = (1.0, 2.0, 4.0, 3.0)
+    candidates: Count = 200
+    action_values: tuple[Finite, ...] = (1.0, 2.0, 4.0, 3.0)
+
+    def conflicts(self) -> Iterator[str]:
+        if not any(self.action_values):
+            yield f"action_values is {self.action_values}: with no value other than 0 all items are worth the same"
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Settings):
     """Everything that decides a run's result."""
 
     name: str
-    seed: int
+    seed: Natural
     data: DataConfig
     retrieval: RetrievalConfig
     index: IndexConfig
     ranking: RankingConfig
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
+
+    def conflicts(self) -> Iterator[str]:
+        if Path(self.name).name != self.name:
+            yield f"name is {self.name!r}; it must be fit for a folder, runs/NAME"
 
 
 def default_config() -> RunConfig:
@@ -167,6 +207,28 @@ def default_config() -> RunConfig:
     )
 
 
+def refuse_missing_sources(config: DataConfig) -> None:
+    """Refuse a run whose log, or file of parts, is not there. Not judged when the config is made: it may go where they are.
+
+    Raises:
+        UserError: names the settings.
+    """
+    problems = []
+    if not config.path and config.kind not in TWIN_KINDS:
+        kinds = ", ".join(TWIN_KINDS)
+        problems.append(
+            f"Name the log: --config.data.path=PATH. A twin is made for {kinds} alone, not for {config.kind}."
+        )
+    for name in ("path", "split_file"):
+        value = getattr(config, name)
+        if value and not Path(value).exists():
+            problems.append(
+                f"config.data.{name} is {value!r}, which does not exist: name another one, or put it there."
+            )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def to_config_dict(config: RunConfig) -> ConfigDict:
     """The same configuration as a locked, mutable `ConfigDict`."""
     return ConfigDict(dataclasses.asdict(config)).lock()
@@ -181,39 +243,61 @@ def from_mapping(values: Mapping[str, Any], kind: type = RunConfig, path: str = 
         path: dotted name of `values`, for messages.
 
     Raises:
-        UserError: an unknown key (with the nearest known one), a missing key or a value of the wrong type.
+        UserError: lists all that is wrong, a line each: unknown keys (with the nearest known one), missing keys, values of the wrong type,
+            out of range or at odds with each other.
     """
-    hints = typing.get_type_hints(kind)
+    problems: list[str] = []
+    built = _built(values, kind, path, problems)
+    if problems:
+        raise UserError("\n".join(problems))
+    return built
+
+
+def _built(values: Mapping[str, Any], kind: type, path: str, problems: list[str]) -> Any:
+    """The dataclass; None where there are problems, which are added to the list."""
+    hints, before = typing.get_type_hints(kind), len(problems)
     for key in values:
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
+            near = difflib.get_close_matches(str(key), hints, n=1)
             hint = f" Did you mean {path}.{near[0]}?" if near else f" Known keys: {', '.join(hints)}."
-            raise UserError(f"{path}.{key} is not a setting.{hint}")
+            problems.append(f"{path}.{key} is not a setting.{hint}")
     required = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
     missing = sorted(required - set(values))
     if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}.")
-    typed = {key: _value(value, hints[key], f"{path}.{key}") for key, value in values.items()}
+        problems.append(f"{path} lacks {', '.join(missing)}.")
+    typed = {key: _value(value, hints[key], f"{path}.{key}", problems) for key, value in values.items() if key in hints}
+    if len(problems) > before:
+        return None
     try:
         return kind(**typed)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}.") from None
+    except SettingsError as error:
+        problems += [f"{path}.{name} {text}." if name else f"{path}: {text}." for name, text in error.problems]
+    return None
 
 
-def _value(value: Any, hint: Any, path: str) -> Any:
+def _value(value: Any, hint: Any, path: str, problems: list[str]) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{path} is {value!r}; it must hold {', '.join(typing.get_type_hints(hint))}.")
-        return from_mapping(value, hint, path)
-    if typing.get_origin(hint) is Literal:
-        if value not in typing.get_args(hint):
-            raise UserError(f"{path} is {value!r}; it must be one of {', '.join(map(repr, typing.get_args(hint)))}.")
-        return value
-    if typing.get_origin(hint) is tuple:
-        element = typing.get_args(hint)[0]
-        return tuple(_value(entry, element, f"{path}[{i}]") for i, entry in enumerate(value))
-    if hint is float and type(value) is int:
+        if isinstance(value, Mapping):
+            return _built(value, hint, path, problems)
+        problems.append(f"{path} is {value!r}; it must hold {', '.join(typing.get_type_hints(hint))}.")
+    elif typing.get_origin(hint) is Literal:
+        if value in typing.get_args(hint):
+            return value
+        problems.append(f"{path} is {value!r}; it must be one of {', '.join(map(repr, typing.get_args(hint)))}.")
+    elif typing.get_origin(hint) is tuple:
+        if isinstance(value, list | tuple):
+            element = typing.get_args(hint)[0]
+            return tuple(_value(entry, element, f"{path}[{i}]", problems) for i, entry in enumerate(value))
+        problems.append(f"{path} is {value!r}; it must be a list.")
+    elif hint is float and type(value) is int:
         return float(value)
-    if type(value) is not hint:
-        raise UserError(f"{path} is {value!r}, a {type(value).__name__}; it must be a {hint.__name__}.")
-    return value
+    elif type(value) is hint:
+        return value
+    else:
+        problems.append(f"{path} is {value!r}, a {type(value).__name__}; it must be a {hint.__name__}.")
+    return None
+
+
+def _nearest(value: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(value, known, n=1)
+    return (f" did you mean {near[0]!r}?" if near else "") + f" it must be one of {', '.join(known)}"

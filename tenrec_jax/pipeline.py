@@ -25,12 +25,11 @@ from typing import Any
 import numpy as np
 
 from tenrec_jax import artifact, provenance, stages
-from tenrec_jax.config import STAGES, DataConfig, RunConfig
+from tenrec_jax.config import STAGES, DataConfig, RunConfig, refuse_missing_sources
 from tenrec_jax.data.ingest import IngestOptions, ingest
 from tenrec_jax.data.interactions import RawId
 from tenrec_jax.data.logs import parse_columns
 from tenrec_jax.data.protocols import Part
-from tenrec_jax.data.schema import TWIN_KINDS
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluate_stage import INDEX_QUERIES, Models, evaluate
@@ -101,6 +100,8 @@ class Pipeline:
         unknown = sorted(set(wanted) - set(STAGES))
         if unknown:
             raise UserError(f"--stages: {', '.join(unknown)} is no stage. The stages are {', '.join(STAGES)}.")
+        if not (self.workdir / stages.FILE).exists():
+            refuse_missing_sources(self.config.data)
         is_main = self._parallel.is_main
         with locked(self.workdir / ".lock", f"runs in {self.workdir}") if is_main else nullcontext():
             try:
@@ -223,10 +224,6 @@ class Pipeline:
     def _run_data(self) -> None:
         config, source = self.config.data, Path(self.config.data.path)
         if not config.path:
-            if config.kind not in TWIN_KINDS:
-                raise UserError(
-                    f"Name the log: --config.data.path=PATH. A twin is made for {', '.join(TWIN_KINDS)} alone."
-                )
             # Even if it is there: whatever was interrupted or damaged, these are its bytes.
             source = self._twin
             write_twin(source, kind=config.kind, rows=config.twin_rows, seed=config.twin_seed)

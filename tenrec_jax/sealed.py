@@ -204,6 +204,8 @@ def _is_a(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is UnionType:
         return any(_is_a(value, choice) for choice in arguments)
+    if origin is typing.Literal:
+        return value in arguments
     if origin is tuple:
         return isinstance(value, list) and all(_is_a(entry, arguments[0]) for entry in value)
     if origin is dict:

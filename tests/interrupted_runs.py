@@ -57,14 +57,15 @@ class Lab:
             self.finish(self.whole)  # compiles
         self.result = result_of(self.whole)
 
-    def start(self, workdir: Path, *, limit_bytes: int | None = None) -> "Interruptible":
+    def start(self, workdir: Path, *options: str, limit_bytes: int | None = None) -> "Interruptible":
         """Start the run of a workdir, or go on with it. Every run is a process of its own, forked from one that has imported everything.
 
         Args:
             workdir: of the run.
+            options: further ones of the command line.
             limit_bytes: what a file may hold; more is refused by the system, as on a full disk.
         """
-        arguments = ["launch.py", f"--workdir={workdir}", f"--config={ROOT / 'tests' / 'both_stages.py'}"]
+        arguments = ["launch.py", *options, f"--workdir={workdir}", f"--config={ROOT / 'tests' / 'both_stages.py'}"]
         return Interruptible([*arguments, f"--config.data.path={self.folder / 'log.csv'}"], workdir, limit_bytes)
 
     def finish(self, workdir: Path) -> str:

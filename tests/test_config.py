@@ -43,13 +43,13 @@ def changed_ranker(part: str, key: str, value: object) -> dict:
         ({"sede": 1}, r"config\.sede is not a setting\. Did you mean config\.seed\?"),
         ({"seed": "0"}, r"config\.seed is '0', a str; it must be a int"),
         ({"seed": True}, r"config\.seed is True, a bool"),
-        ({"index": {"kind": "faiss"}}, r"index\.kind is 'faiss': choose auto, scann or exact"),
+        ({"index": {"kind": "faiss"}}, r"config\.index\.kind is 'faiss'; it must be one of 'auto', 'exact', 'scann'"),
         ({"data": 3}, r"config\.data is 3"),
         (
             changed_ranker("heads", "kind", "mmeo"),
             r"ranking\.model\.heads\.kind is 'mmeo'; it must be one of 'shared_bottom', 'mmoe', 'ple', 'esmm'",
         ),
-        (changed_ranker("heads", "experts", 0), r"model\.heads: experts, expert_width and levels must be at least 1"),
+        (changed_ranker("heads", "experts", 0), r"model\.heads\.experts is 0; it must be at least 1"),
         (
             changed_ranker("encoder", "attention", "sotfmax"),
             r"attention is 'sotfmax'; it must be one of 'additive', 'softmax'",

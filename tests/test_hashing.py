@@ -300,8 +300,8 @@ def test_the_plan_tells_how_many_ids_may_be_expected_to_share_rows() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"item_table": {"kind": "hashed", "hashes": 0}}, "item_table: hashes must be at least 1"),
-        ({"user_table": {"kind": "hashed", "rows": 1}}, "user_table: rows must be at least 2"),
+        ({"item_table": {"kind": "hashed", "hashes": 0}}, r"item_table\.hashes is 0; it must be at least 1"),
+        ({"user_table": {"kind": "hashed", "rows": 1}}, r"user_table\.rows is 1; it must be at least 2"),
         ({"user_table": {"kind": "hashed", "rows": 2**30}}, "below 2\\^31"),
         ({"item_table": {"kind": "hashed"}, "item_start": "spectral"}, "item_start 'spectral' needs an exact"),
         ({"user_table": {"kind": "hashed", "hashes": 3, "combine": "concatenate"}}, "model: a width of 8 cannot"),

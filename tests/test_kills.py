@@ -10,14 +10,17 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from interrupted_runs import Lab, assert_same_result, result_of, steps
+from interrupted_runs import TRAINED, Lab, assert_same_result, result_of, steps
+
+from tenrec_jax import stages
+from tenrec_jax.verify import verify
 
 STAGE_LINES = ("[1/6] data", "[3/6] index", "[5/6] evaluate", "[6/6] export")
 STOPPED = re.compile(r"Stopped by SIGTERM in stage (\w+) after step (\d+); everything is saved")
-SAVED_WITHIN = 5.0
 
 
 def cut(small: int, whole: int) -> pytest.MarkDecorator:
@@ -30,83 +33,86 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(tmp_path_factory.mktemp("lab"))
 
 
-@cut(8, 100)
-def test_runs_killed_while_they_train_end_as_if_nothing_had_been(lab: Lab, count: int) -> None:
-    """Every second kill waits until a checkpoint is being written."""
-    kills = in_a_save = runs = failed = lost = 0
-    while kills < count:
-        workdir, runs = lab.folder / f"killed-{runs}", runs + 1
-        newest = dict.fromkeys(("retrieval", "ranking"), 0)
-        for _ in range(min(8, count - kills)):
-            run = lab.start(workdir)
-            ready = run.writes_checkpoint if kills % 2 else run.trains
-            if not run.until(ready):
+@pytest.mark.parametrize(("kills", "stops"), [(8, 2), pytest.param(100, 20, marks=pytest.mark.slow)])
+def test_runs_killed_and_stopped_while_they_train_end_as_if_nothing_had_been(lab: Lab, kills: int, stops: int) -> None:
+    """Every second kill waits until a checkpoint is being written. A stop saves the steps since the last one."""
+    wanted = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL, signal.SIGKILL] * kills
+    left, done = {signal.SIGKILL: kills, signal.SIGTERM: stops}, Counter[str]()
+    while any(left.values()):
+        workdir, newest = lab.folder / f"interrupted-{done['runs']}", dict.fromkeys(TRAINED, 0)
+        done["runs"] += 1
+        for number in wanted[done["runs"] :][:12]:
+            if not left[number]:
+                continue
+            run, in_a_save = lab.start(workdir), number == signal.SIGKILL and left[number] % 2
+            if not run.until(run.writes_checkpoint if in_a_save else run.trains):
                 break
-            lab.moment(0.02 if kills % 2 else 0.5)
-            in_a_save += run.writes_checkpoint()
-            run.signal(signal.SIGKILL)
-            code, _ = run.wait()
-            failed += code not in (0, -signal.SIGKILL)
-            kills += code == -signal.SIGKILL
+            lab.moment(0.02 if in_a_save else 0.5)
+            done["in a save"] += number == signal.SIGKILL and run.writes_checkpoint()
+            began = time.monotonic()
+            run.signal(number)
+            code, said = run.wait()
+            if code == 0:
+                break
+            left[number] -= 1
+            if number == signal.SIGTERM:
+                done["longest stop, ms"] = max(done["longest stop, ms"], round(1000 * (time.monotonic() - began)))
+                assert_saved(workdir, code, said)
+            else:
+                assert code == -signal.SIGKILL, said
             for stage, step in newest.items():
-                now = max(steps(workdir, stage), default=0)
-                lost += now < step
-                newest[stage] = now
+                newest[stage] = max(steps(workdir, stage), default=0)
+                done["lost"] += newest[stage] < step
         lab.finish(workdir)
         assert_same_result(result_of(workdir), lab.result)
         shutil.rmtree(workdir)
-    print(f"\nSIGKILL in training: {kills} kills, {in_a_save} inside a save, {runs} runs, {failed} failed, {lost} lost")
-    assert failed == lost == 0
-    assert in_a_save >= count / 3
+    print(f"\nin training: {kills} SIGKILL, {done['in a save']} of them inside a save, {stops} SIGTERM, {dict(done)}")
+    assert done["lost"] == 0
+    assert done["in a save"] >= kills / 3
+    assert done["longest stop, ms"] < 5000
+
+
+def assert_saved(workdir: Path, code: int, said: str) -> None:
+    """After SIGTERM: everything is in a checkpoint, whose step is told where it is a new one."""
+    assert code == 128 + signal.SIGTERM, said
+    assert "The same command goes on from there." in said
+    stopped = STOPPED.search(said)
+    if stopped:
+        assert int(stopped[2]) == steps(workdir, stopped[1])[-1]
 
 
 @cut(4, 40)
 def test_runs_killed_in_other_stages_end_as_if_nothing_had_been(lab: Lab, count: int) -> None:
-    kills = missed = runs = 0
-    while kills < count:
-        workdir, runs = lab.folder / f"stages-{runs}", runs + 1
+    """Of a run whose models are trained, or, for the data, of a new one."""
+    done = Counter[str]()
+    while done["kills"] < count:
+        workdir = lab.folder / f"stages-{done['runs']}"
+        done["runs"] += 1
         for line in STAGE_LINES:
+            if line == "[3/6] index":
+                shutil.rmtree(workdir)
+                shutil.copytree(lab.whole, workdir)
+                stages.write(workdir, {stage: stages.read(workdir)[stage] for stage in ("data", *TRAINED)})
             run = lab.start(workdir)
             assert run.until(lambda line=line, run=run: line in run.said())
-            lab.moment(0.5)
+            lab.moment(0.3)
             run.signal(signal.SIGKILL)
             killed = run.wait()[0] == -signal.SIGKILL
-            kills, missed = kills + killed, missed + (not killed)
-            if not killed:
-                break
+            done["kills" if killed else "too late"] += 1
+            if line == "[1/6] data":
+                assert_same_table(workdir, lab)
         lab.finish(workdir)
         assert_same_result(result_of(workdir), lab.result)
         shutil.rmtree(workdir)
-    print(f"\nSIGKILL in other stages: {kills} kills in {runs} runs, {missed} came too late")
+    print(f"\nSIGKILL in other stages: {dict(done)}")
 
 
-@cut(2, 20)
-def test_a_stopped_run_saves_what_it_has_done_and_ends_as_if_nothing_had_been(lab: Lab, count: int) -> None:
-    stops, waits, workdir, number = 0, [], lab.folder / "stopped-0", 0
-    while stops < count:
-        run = lab.start(workdir)
-        if not run.until(run.trains):
-            number += 1
-            assert_same_result(result_of(workdir), lab.result)
-            workdir = lab.folder / f"stopped-{number}"
-            continue
-        lab.moment(0.5)
-        began = time.monotonic()
-        run.signal(signal.SIGTERM)
-        code, said = run.wait()
-        if code == 0:
-            continue
-        waits.append(time.monotonic() - began)
-        assert code == 128 + signal.SIGTERM, said
-        assert "The same command goes on from there." in said
-        stopped = STOPPED.search(said)
-        if stopped:  # between two evaluations: the steps since the last checkpoint are in a new one
-            assert int(stopped[2]) == steps(workdir, stopped[1])[-1]
-        stops += 1
-    lab.finish(workdir)
-    assert_same_result(result_of(workdir), lab.result)
-    print(f"\nSIGTERM: {stops} stops, the longest took {max(waits):.2f} s, 0 steps lost")
-    assert max(waits) < SAVED_WITHIN
+def assert_same_table(workdir: Path, lab: Lab) -> None:
+    """After another call that makes the table alone."""
+    code, said = lab.start(workdir, "--stages=data").wait()
+    assert code == 0, said
+    manifest = Path("table", "manifest.json")
+    assert (workdir / manifest).read_bytes() == (lab.whole / manifest).read_bytes()
 
 
 @cut(1, 20)
@@ -160,22 +166,24 @@ def is_left_by_a_stage(path: Path) -> bool:
 
 @cut(2, 10)
 def test_a_run_without_room_says_so_and_ends_as_if_nothing_had_been_once_there_is(lab: Lab, count: int) -> None:
+    """Under growing limits to what a file may hold."""
     largest = max(path.stat().st_size for path in lab.whole.rglob("*") if path.is_file())
-    refused = 0
+    workdir = lab.folder / "full"
     for number in range(count):
-        workdir = lab.folder / f"full-{number}"
-        run = lab.start(workdir, limit_bytes=int(largest * (number + 0.5) / count))
-        code, said = run.wait()
+        code, said = lab.start(workdir, limit_bytes=int(largest * (number + 0.5) / count)).wait()
         assert code == 2, said
         assert "error: " in said
         assert re.search(r"[Mm]ake room", said), said
         assert "Traceback" not in said
-        refused += 1
-        lab.finish(workdir)
-        assert_same_result(result_of(workdir), lab.result)
-        assert not list(workdir.rglob("*.tmp")) + list(workdir.rglob("*.writing"))
-        shutil.rmtree(workdir)
-    print(f"\nno room: {refused} sizes, each refused with the remedy and finished afterwards")
+        for stage in TRAINED:
+            for step in steps(workdir, stage):
+                assert not [
+                    verdict for verdict in verify(workdir / "checkpoints" / stage / str(step)) if verdict.damaged
+                ]
+    lab.finish(workdir)
+    assert_same_result(result_of(workdir), lab.result)
+    assert not list(workdir.rglob("*.tmp")) + list(workdir.rglob("*.writing"))
+    print(f"\nno room: {count} sizes, each refused with the remedy; finished afterwards")
 
 
 @pytest.mark.slow

@@ -130,6 +130,7 @@ def test_in_batch_negatives_are_those_of_all_devices(short_table: Path) -> None:
     assert abs(loss(slice(0, 4)) + loss(slice(4, 8)) - whole) > 1e-3 * whole
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_model_of_one(short_table: Path, tmp_path: Path) -> None:
     process = supervised(ROOT / "tests" / "short_training.py", short_table, tmp_path, 2)
     out, err = process.communicate(timeout=DEADLINE)

@@ -129,6 +129,7 @@ def assert_equal_trees(a: object, b: object, **tolerance: float) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["retrieval", "ranking"])
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(stage: str, table_folder: Path, tmp_path: Path) -> None:
     whole = run(stage, table_folder, tmp_path / "whole", epochs=4)
@@ -141,6 +142,7 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(stage: str, tabl
     assert (tmp_path / "parts" / METRICS).read_bytes() == (tmp_path / "whole" / METRICS).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_killed_within_a_window_leaves_the_same_metrics(table_folder: Path, tmp_path: Path) -> None:
     """Four evaluations, 24 steps apart; windows also end at every 20th step, and the kill comes between two of those."""
     arguments = {"epochs": 32, "evaluate_every": 8}

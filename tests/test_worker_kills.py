@@ -1,4 +1,4 @@
-"""One of two workers of a real run is killed at a random moment: all are started again, and the result is that of an undisturbed run."""
+"""One of two workers of a real run is killed at a random moment: all are started again, and the result is that of one process."""
 
 import os
 import random
@@ -50,8 +50,13 @@ def committed(workdir: Path) -> int:
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
-    for name in (WEIGHTS, METRICS, "recommender/manifest.json"):
-        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+    """Weights and metrics within 1e-6 of another run's: one process with as many devices sums in another order."""
+    weights, others = load_file(found / WEIGHTS), load_file(expected / WEIGHTS)
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        np.testing.assert_allclose(weight, others[name], rtol=0, atol=1e-6, err_msg=name)
+    for line, other in zip(read_lines(found / METRICS), read_lines(expected / METRICS), strict=True):
+        assert line == pytest.approx(other, rel=0, abs=1e-6)
 
 
 def kill_a_worker(process: subprocess.Popen, workdir: Path, drawn: random.Random, after: int) -> int | None:
@@ -79,7 +84,8 @@ def test_a_run_whose_workers_are_killed_ends_as_if_nothing_had_been(
     count: int, placement: str, short_table: Path, tmp_path: Path
 ) -> None:
     options = (f"--config.retrieval.train.table_placement={placement}",)
-    finish(launch(short_table, tmp_path / "whole", *options), tmp_path / "whole")
+    whole = tmp_path / "whole"
+    finish(launch(short_table, whole, *options, processes=1, JAX_NUM_CPU_DEVICES=2), whole)
     drawn, kills, lost, restarts, runs = random.Random(count), 0, 0, 0, 0
     while kills < count:
         workdir, runs = tmp_path / f"killed-{runs}", runs + 1
@@ -94,25 +100,8 @@ def test_a_run_whose_workers_are_killed_ends_as_if_nothing_had_been(
         restarts += said.count("from the last checkpoint")
         went_on = [int(step) for step in GOES_ON.findall(said)]
         lost += sum(step < at_kill for step, at_kill in zip(went_on, (b for b in before if b), strict=False))
-        assert_same_run(workdir, tmp_path / "whole")
+        assert_same_run(workdir, whole)
         shutil.rmtree(workdir)
     print(f"\n{placement}: {kills} workers killed in {runs} runs, {restarts} restarts, {lost} checkpoints lost")
     assert lost == 0
     assert restarts == kills
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_two_processes_train_as_one_with_two_devices(placement: str, short_table: Path, tmp_path: Path) -> None:
-    options = (f"--config.retrieval.train.table_placement={placement}", "--config.retrieval.train.epochs=2")
-    two, one = tmp_path / "two", tmp_path / "one"
-    finish(launch(short_table, two, *options), two)
-    finish(launch(short_table, one, *options, processes=1, JAX_NUM_CPU_DEVICES=2), one)
-    weights, expected = load_file(two / WEIGHTS), load_file(one / WEIGHTS)
-    assert weights.keys() == expected.keys()
-    worst = max(float(np.abs(weights[name] - expected[name]).max()) for name in expected)
-    lines = zip(read_lines(two / METRICS), read_lines(one / METRICS), strict=True)
-    apart = max(abs(a[name] - b[name]) for a, b in lines for name in b if name not in ("stage", "step"))
-    print(f"\n{placement}: weights differ by {worst:.2g} at most, metrics by {apart:.2g}")
-    assert worst < 1e-6
-    assert apart < 1e-6

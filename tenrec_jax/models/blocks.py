@@ -10,7 +10,7 @@ In `context` and `timeline` a row may hold the timelines of several users, one a
 What a context leaves behind is an `EncoderState`: `extend` adds events to it, and `isolated` scores candidates against it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ from flax import nnx
 from jax import Array
 
 from tenrec_jax.models.dense import LayerNorm, Linear
+from tenrec_jax.settings import Count, Settings, Share
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     # `jax.nn.gelu` goes through erfc, which costs twice as much and differs by rounding.
@@ -30,7 +31,7 @@ NO_REMATERIALISATION = "none"
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Settings):
     """Shape and options of an encoder.
 
     Attributes:
@@ -55,14 +56,14 @@ class EncoderConfig:
         dtype: of the matrix products. Weights, sums of pools, softmaxes, norms and the residual stream stay in float32.
     """
 
-    num_layers: int
-    width: int
-    num_heads: int
-    hidden: int
+    num_layers: Count
+    width: Count
+    num_heads: Count
+    hidden: Count
     activation: Literal["gelu", "relu", "swiglu"] = "gelu"
     normalize: bool = True
     recency_bias: bool = False
-    dropout: float = 0.0
+    dropout: Share = 0.0
     remat: str = NO_REMATERIALISATION
     unroll: bool = False
     attention: Literal["additive", "softmax"] = "additive"
@@ -70,11 +71,11 @@ class EncoderConfig:
     feed_forward: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
 
-    def __post_init__(self) -> None:
+    def conflicts(self) -> Iterator[str]:
         if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is no multiple of num_heads {self.num_heads}")
+            yield f"width {self.width} is no multiple of num_heads {self.num_heads}"
         if self.remat != NO_REMATERIALISATION and not hasattr(jax.checkpoint_policies, self.remat):
-            raise ValueError(f"remat {self.remat!r} is neither {NO_REMATERIALISATION!r} nor a jax.checkpoint_policies")
+            yield f"remat {self.remat!r} is neither {NO_REMATERIALISATION!r} nor a jax.checkpoint_policies"
 
 
 class EncoderState(NamedTuple):

@@ -1,5 +1,6 @@
 """Embeddings of users, items and events: how rows of a log become tokens."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -8,9 +9,10 @@ from flax import nnx
 from jax import Array
 
 from tenrec_jax.models.blocks import Places, places_of
-from tenrec_jax.models.hashing import Collisions, HashedEmbed, TableConfig, concatenated_width
+from tenrec_jax.models.hashing import Collisions, HashedEmbed, TableConfig
 from tenrec_jax.models.initializers import normal_table
 from tenrec_jax.models.slots import Slots, slots_of
+from tenrec_jax.settings import Count, NonNegative, Settings
 from tenrec_jax.timeline import Events, Profile, Timeline
 
 
@@ -33,7 +35,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class FeatureConfig:
+class FeatureConfig(Settings):
     """Which inputs the towers read.
 
     Attributes:
@@ -49,21 +51,21 @@ class FeatureConfig:
 
     user_id: bool = True
     positions: Literal["none", "learned", "sinusoidal"] = "none"
-    max_length: int = 512
-    init_scale: float = 0.02
+    max_length: Count = 512
+    init_scale: NonNegative = 0.02
     item_start: Literal["normal", "spectral"] = "normal"
     item_table: TableConfig = field(default_factory=TableConfig)
     user_table: TableConfig = field(default_factory=TableConfig)
 
-    def __post_init__(self) -> None:
+    def conflicts(self) -> Iterator[str]:
         if self.item_start == "spectral" and self.item_table.kind == "hashed":
-            raise ValueError("item_start 'spectral' needs an exact item_table: hashed rows are shared by items")
+            yield "item_start 'spectral' needs an exact item_table: hashed rows are shared by items"
 
-    def check_width(self, width: int) -> None:
-        """A ValueError if embeddings of this width cannot be made as the tables say."""
+    def conflicts_with_width(self, width: int) -> Iterator[str]:
+        """Why embeddings of this width cannot be made as the tables say."""
         for table in self.hashed_tables.values():
-            if table.combine == "concatenate":
-                concatenated_width(width, table)
+            if table.combine == "concatenate" and width % table.hashes:
+                yield f"a width of {width} cannot be concatenated from {table.hashes} rows of one width"
 
     def expected_collisions(self, vocabulary: Vocabulary) -> list[str]:
         """A line for each hashed table: the shares of so many ids that may be expected to share rows."""

@@ -11,8 +11,9 @@ Hash embeddings: Svenstrup, Hansen and Winther, 2017 (arXiv:1709.03933), without
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +21,11 @@ from flax import nnx
 from jax import Array
 
 from tenrec_jax.models.initializers import normal_table
+from tenrec_jax.settings import Count, Range, Settings
 
 
 @dataclass(frozen=True)
-class TableConfig:
+class TableConfig(Settings):
     """How ids become rows of an embedding table.
 
     Attributes:
@@ -37,15 +39,13 @@ class TableConfig:
     """
 
     kind: Literal["exact", "hashed"] = "exact"
-    hashes: int = 2
-    rows: int = 100_000
+    hashes: Count = 2
+    rows: Annotated[int, Range(at_least=2)] = 100_000
     combine: Literal["sum", "concatenate"] = "sum"
 
-    def __post_init__(self) -> None:
-        if self.hashes < 1:
-            raise ValueError(f"hashes must be at least 1, got {self.hashes}")
-        if self.rows < 2 or self.table_rows >= 2**31:
-            raise ValueError(f"rows must be at least 2, and {self.hashes} tables of them below 2^31, got {self.rows}")
+    def conflicts(self) -> Iterator[str]:
+        if self.table_rows >= 2**31:
+            yield f"hashes is {self.hashes} and rows {self.rows}; together the tables must have fewer rows, below 2^31"
 
     @property
     def table_rows(self) -> int:

@@ -23,11 +23,13 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from tenrec_jax.settings import Count, Settings
+
 ZEROS = nnx.initializers.zeros
 
 
 @dataclass(frozen=True)
-class HeadsConfig:
+class HeadsConfig(Settings):
     """How the ranker's actions share their last layers.
 
     Attributes:
@@ -38,13 +40,9 @@ class HeadsConfig:
     """
 
     kind: Literal["shared_bottom", "mmoe", "ple", "esmm"] = "shared_bottom"
-    experts: int = 4
-    expert_width: int = 64
-    levels: int = 1
-
-    def __post_init__(self) -> None:
-        if min(self.experts, self.expert_width, self.levels) < 1:
-            raise ValueError("experts, expert_width and levels must be at least 1")
+    experts: Count = 4
+    expert_width: Count = 64
+    levels: Count = 1
 
 
 class MixtureOfExperts(nnx.Module):

@@ -1,5 +1,6 @@
 """Ranking: an encoder over the user's timeline and the candidates, with one logit an action."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,19 +21,20 @@ from tenrec_jax.models.features import (
     event_tokens,
 )
 from tenrec_jax.models.heads import HeadsConfig, action_logits, make_head
+from tenrec_jax.settings import Settings
 from tenrec_jax.timeline import Events, Profile, Timeline
 
 
 @dataclass(frozen=True)
-class RankerConfig:
+class RankerConfig(Settings):
     """Inputs, encoder and heads of the ranking model."""
 
     features: FeatureConfig
     encoder: EncoderConfig
     heads: HeadsConfig = field(default_factory=HeadsConfig)
 
-    def __post_init__(self) -> None:
-        self.features.check_width(self.encoder.width)
+    def conflicts(self) -> Iterator[str]:
+        return self.features.conflicts_with_width(self.encoder.width)
 
 
 class UserState(NamedTuple):

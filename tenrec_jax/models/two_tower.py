@@ -1,5 +1,6 @@
 """Retrieval: a user tower that reads a timeline in one linear pass, and an item tower, compared by an inner product."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,11 +20,12 @@ from tenrec_jax.models.features import (
     context_tokens,
     event_tokens,
 )
+from tenrec_jax.settings import Positive, Settings
 from tenrec_jax.timeline import Events, Profile, Timeline
 
 
 @dataclass(frozen=True)
-class TwoTowerConfig:
+class TwoTowerConfig(Settings):
     """Options of the retrieval model.
 
     Attributes:
@@ -37,11 +39,11 @@ class TwoTowerConfig:
     features: FeatureConfig
     encoder: EncoderConfig
     similarity: Literal["dot", "cosine"] = "dot"
-    temperature: float = 0.07
+    temperature: Positive = 0.07
     item_bias: bool = False
 
-    def __post_init__(self) -> None:
-        self.features.check_width(self.encoder.width)
+    def conflicts(self) -> Iterator[str]:
+        return self.features.conflicts_with_width(self.encoder.width)
 
 
 class QueryState(NamedTuple):

@@ -1,12 +1,13 @@
 """How an index searches."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from tenrec_jax.errors import UserError
+from tenrec_jax.settings import Natural, Range, Settings
 
 
 @dataclass(frozen=True)
-class IndexConfig:
+class IndexConfig(Settings):
     """How to search. 0 means "choose".
 
     Attributes:
@@ -21,18 +22,9 @@ class IndexConfig:
         min_items_for_scann: "auto" searches smaller catalogues exactly.
     """
 
-    kind: str = "auto"
-    target_recall: float = 0.99
-    num_leaves: int = 0
-    leaves_to_search: int = 0
-    reorder: int = 0
-    min_items_for_scann: int = 4096
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("auto", "scann", "exact"):
-            raise UserError(f"index.kind is {self.kind!r}: choose auto, scann or exact")
-        if not 0 < self.target_recall <= 1:
-            raise UserError(f"index.target_recall is {self.target_recall}: give a share in (0, 1]")
-        for key in ("num_leaves", "leaves_to_search", "reorder", "min_items_for_scann"):
-            if getattr(self, key) < 0:
-                raise UserError(f"index.{key} is {getattr(self, key)}: give a positive number, or 0 to have it chosen")
+    kind: Literal["auto", "exact", "scann"] = "auto"
+    target_recall: Annotated[float, Range(above=0, at_most=1)] = 0.99
+    num_leaves: Natural = 0
+    leaves_to_search: Natural = 0
+    reorder: Natural = 0
+    min_items_for_scann: Natural = 4096

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tenrec_jax.settings import InnerShare, Natural, NonNegative, Positive, Settings
 from tenrec_jax.training import tables
 from tenrec_jax.training.parallel import AXIS
 from tenrec_jax.training.tables import Average, TableOptimizerConfig, TableState
@@ -17,7 +18,7 @@ Named = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Settings):
     """AdamW, its schedule and the tables' own rule.
 
     Attributes:
@@ -32,14 +33,14 @@ class OptimizerConfig:
             one keeps a small log from being learned by heart.
     """
 
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
+    learning_rate: Positive = 1e-3
+    warmup_steps: Natural = 100
     schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: float = 0.0
-    b2: float = 0.98
-    clip_norm: float = 1.0
+    weight_decay: NonNegative = 0.0
+    b2: InnerShare = 0.98
+    clip_norm: NonNegative = 1.0
     tables: TableOptimizerConfig = field(default_factory=TableOptimizerConfig)
-    table_learning_rate: float = 0.05
+    table_learning_rate: NonNegative = 0.05
 
 
 class TrainState(NamedTuple):

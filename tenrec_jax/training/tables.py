@@ -27,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tenrec_jax.settings import InnerShare, NonNegative, Settings
+
 # Below this, decay is multiplied into the arrays: a pass over all rows, and a rare one.
 SMALLEST_SCALE = 2.0**-60
 SETTLED_TOGETHER = 4096
@@ -49,7 +51,7 @@ class UniqueIds(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TableOptimizerConfig:
+class TableOptimizerConfig(Settings):
     """How the rows of tables learn.
 
     Row-wise Adagrad keeps one number a row. With `g` the row's gradient in this step, at learning rate `r`:
@@ -81,19 +83,11 @@ class TableOptimizerConfig:
     """
 
     kind: Literal["rowwise_adagrad", "lazy_adam"] = "rowwise_adagrad"
-    eps: float = 1e-8
-    initial_accumulator: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.98
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("b1", "b2"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must be above 0 and below 1, got {getattr(self, name)}")
-        for name in ("eps", "initial_accumulator", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+    eps: NonNegative = 1e-8
+    initial_accumulator: NonNegative = 0.0
+    b1: InnerShare = 0.9
+    b2: InnerShare = 0.98
+    weight_decay: NonNegative = 0.0
 
 
 class AdagradMoments(NamedTuple):

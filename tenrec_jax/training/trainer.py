@@ -31,6 +31,7 @@ from flax import nnx
 
 from tenrec_jax.errors import UserError
 from tenrec_jax.parameters import assembled, named
+from tenrec_jax.settings import Count, Natural, Settings, Share
 from tenrec_jax.training.bad_steps import BadSteps
 from tenrec_jax.training.checkpoints import Checkpoints, Progress, Saved
 from tenrec_jax.training.heartbeat import Heartbeat
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """How long and how to train.
 
     Attributes:
@@ -62,18 +63,14 @@ class TrainConfig:
         optimizer: how the parameters move.
     """
 
-    epochs: int
-    evaluate_every: int = 1
-    patience: int = 0
-    average_decay: float = 0.0
+    epochs: Count
+    evaluate_every: Count = 1
+    patience: Natural = 0
+    average_decay: Share = 0.0
     table_placement: Literal["replicated", "row_sharded"] = "replicated"
-    accumulate: int = 1
-    max_bad_steps: int = 3
+    accumulate: Count = 1
+    max_bad_steps: Count = 3
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-
-    def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate is {self.accumulate}; a batch has at least 1 micro-batch")
 
     def shards(self, devices: int) -> int:
         """Devices, of so many, over which the rows of embedding tables are divided."""
