@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from tenrec_jax.data.id_types import AUTO
-from tenrec_jax.data.logs import KIND_NAMES, SEQUENCES, parse_columns
+from tenrec_jax.data.logs import KIND_NAMES, SEQUENCES, parse_columns, source_files
 from tenrec_jax.data.protocols import PROTOCOLS, SPLIT_FILE
 from tenrec_jax.data.schema import CUSTOM, TWIN_KINDS
 from tenrec_jax.errors import UserError
@@ -219,12 +219,13 @@ def refuse_missing_sources(config: DataConfig) -> None:
         problems.append(
             f"Name the log: --config.data.path=PATH. A twin is made for {kinds} alone, not for {config.kind}."
         )
-    for name in ("path", "split_file"):
-        value = getattr(config, name)
-        if value and not Path(value).exists():
-            problems.append(
-                f"config.data.{name} is {value!r}, which does not exist: name another one, or put it there."
-            )
+    if config.path:
+        try:
+            source_files([Path(config.path)], config.kind)
+        except UserError as error:
+            problems.append(f"config.data.path: {error}")
+    if config.split_file and not Path(config.split_file).is_file():
+        problems.append(f"config.data.split_file is {config.split_file!r}, which is no file: name another one.")
     if problems:
         raise UserError("\n".join(problems))
 

@@ -49,7 +49,10 @@ def changed_data(config: RunConfig, workdir: Path) -> list[str]:
     """The source files that are no longer those of the run's table, a line each. Sources that are gone do not matter: the table has all."""
     if not config.data.path or not Path(config.data.path).exists():
         return []
-    before = read_manifest(workdir / "table").sources
+    try:
+        before = read_manifest(workdir / "table").sources
+    except UserError:
+        return []  # the table is damaged or gone: the run tells, and makes it again
     now = source_files([Path(config.data.path)], config.data.kind).content
     if len(before) != len(now):
         return [f"  {config.data.path}: {len(before)} files in the workdir's table, {len(now)} now"]
