@@ -13,14 +13,16 @@ files. Where Slurm or Kubernetes starts the processes, each runs the same comman
 import logging
 import os
 import sys
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from tenrec_jax.config import STAGES, RunConfig, from_mapping
+from tenrec_jax.config import STAGES, RunConfig, from_mapping, refuse_overrides
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.report import results_table
 from tenrec_jax.pipeline import Pipeline
@@ -145,18 +147,34 @@ def _help() -> str:
 def _parse(arguments: list[str]) -> RunConfig:
     named = any(argument.split("=")[0].lstrip("-") == "config" for argument in arguments[1:])
     default = [] if named else [f"--config={QUICK_START}"]
+    refuse_overrides(_overrides(arguments))
     try:
         left_over = flags.FLAGS([arguments[0], *default, *arguments[1:]])[1:]
-        if left_over:
-            raise UserError(f"{left_over[0]!r} is no flag. See --help.")
-        return from_mapping(CONFIG.value.to_dict())
+        values = CONFIG.value
+        getattr(values, "to_dict", None)  # what stands for a file that could not be read raises here
     except (flags.Error, OSError) as error:
         # A config file's own error comes with its traceback; the last line says it.
         lines = str(error).strip().splitlines()
         raise UserError(lines[-1] if any("Traceback" in line for line in lines) else "\n".join(lines)) from None
-    except (KeyError, AttributeError) as error:  # how a ConfigDict says that it has no such key
-        unknown = error.args[0] if isinstance(error.args[0], str) else error.args[0].args[0]
-        raise UserError("The config has no key " + unknown.replace("\n", ". ").replace('"', "'")) from None
+    except Exception as error:
+        if "get_config" in str(error):
+            raise UserError("The config file has no function get_config: it must define one.") from error
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        file, line = getattr(error, "filename", None) or place.filename, getattr(error, "lineno", None) or place.lineno
+        raise UserError(f"{file}:{line}: {type(error).__name__}: {error}. The config file cannot be read.") from error
+    if left_over:
+        raise UserError(f"{left_over[0]!r} is no flag. See --help.")
+    if not isinstance(values, ConfigDict):
+        raise UserError(
+            f"get_config of the config file gives a {type(values).__name__}; it must give a ConfigDict: to_config_dict(...)."
+        )
+    return from_mapping(values.to_dict())
+
+
+def _overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """The texts that the command line gives for settings, by their dotted keys."""
+    pairs = (argument.lstrip("-").partition("=") for argument in arguments if argument.startswith("--config."))
+    return {key: text for key, equals, text in pairs if equals}
 
 
 def _run(config: RunConfig, workdir: Path, stopping: Stopping) -> None:

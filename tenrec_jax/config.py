@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ml_collections import ConfigDict
 
@@ -254,14 +254,50 @@ def from_mapping(values: Mapping[str, Any], kind: type = RunConfig, path: str = 
     return built
 
 
+def refuse_overrides(values: Mapping[str, str]) -> None:
+    """Refuse settings of a command line that no config can have, by their dotted keys ("config.seed") and texts.
+
+    Raises:
+        UserError: lists all: unknown keys, with the nearest known one, and texts that are no value of the key's type.
+    """
+    problems: list[str] = []
+    for key, text in values.items():
+        hint: Any = RunConfig
+        *parents, last = key.split(".")[1:]
+        path = "config"
+        for name in (*parents, last):
+            hints = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) and isinstance(hint, type) else {}
+            if name not in hints:
+                problems.append(_unknown(path, name, list(hints)))
+                break
+            hint, path = hints[name], f"{path}.{name}"
+        else:
+            if hint in (int, float) and not _reads_as(hint, text):
+                problems.append(f"{key} is {text!r}; it must be {_a(hint)}.")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _reads_as(kind: type, text: str) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _unknown(path: str, key: str, known: Sequence[str]) -> str:
+    if not known:
+        return f"{path}.{key} is not a setting: {path} holds a value, and no settings."
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f" Did you mean {path}.{near[0]}?" if near else f" Known keys: {', '.join(known)}."
+    return f"{path}.{key} is not a setting.{hint}"
+
+
 def _built(values: Mapping[str, Any], kind: type, path: str, problems: list[str]) -> Any:
     """The dataclass; None where there are problems, which are added to the list."""
-    hints, before = typing.get_type_hints(kind), len(problems)
-    for key in values:
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f" Did you mean {path}.{near[0]}?" if near else f" Known keys: {', '.join(hints)}."
-            problems.append(f"{path}.{key} is not a setting.{hint}")
+    hints, before = typing.get_type_hints(kind, include_extras=True), len(problems)
+    problems += [_unknown(path, str(key), list(hints)) for key in values if key not in hints]
     required = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
     missing = sorted(required - set(values))
     if missing:
@@ -277,6 +313,13 @@ def _built(values: Mapping[str, Any], kind: type, path: str, problems: list[str]
 
 
 def _value(value: Any, hint: Any, path: str, problems: list[str]) -> Any:
+    if typing.get_origin(hint) is Annotated:
+        plain, bounds = typing.get_args(hint)
+        found = len(problems)
+        value = _value(value, plain, path, problems)
+        if len(problems) == found and not bounds.holds(value):
+            problems.append(f"{path} is {value}; it must be {bounds}.")
+        return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, Mapping):
             return _built(value, hint, path, problems)
@@ -295,8 +338,12 @@ def _value(value: Any, hint: Any, path: str, problems: list[str]) -> Any:
     elif type(value) is hint:
         return value
     else:
-        problems.append(f"{path} is {value!r}, a {type(value).__name__}; it must be a {hint.__name__}.")
+        problems.append(f"{path} is {value!r}, {_a(type(value))}; it must be {_a(hint)}.")
     return None
+
+
+def _a(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'aeiou' else 'a'} {kind.__name__}"
 
 
 def _nearest(value: str, known: Sequence[str]) -> str:

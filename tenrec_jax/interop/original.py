@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from pickle import UnpicklingError  # the error alone: torch raises it for a refused file
+from pickle import UnpicklingError  # noqa: TID251  the error alone: torch raises it for a refused file
 from tokenize import TokenError
 from typing import Any, Literal, NamedTuple, TypeVar
 from warnings import catch_warnings, filterwarnings
