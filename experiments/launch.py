@@ -12,11 +12,18 @@ files. Where Slurm or Kubernetes starts the processes, each runs the same comman
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
+
+from tenrec_jax.training.stopping import SIGNALS, Stopped, Stopping, end_at_once
+
+if __name__ == "__main__":
+    for number in SIGNALS:  # the imports below take seconds; later the run itself listens
+        signal.signal(number, end_at_once)
 
 from absl import flags
 from absl import logging as absl_logging
@@ -29,7 +36,6 @@ from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.plan import describe
 from tenrec_jax.training.heartbeat import Heartbeat
 from tenrec_jax.training.parallel import DataParallel, How, join_processes, leave_processes
-from tenrec_jax.training.stopping import Stopped, Stopping
 from tenrec_jax.training.workers import end_with_launcher, supervise
 
 QUICK_START = Path(__file__).parent / "configs" / "quickstart.py"

@@ -33,7 +33,7 @@ def changed_config(config: RunConfig, workdir: Path) -> list[str]:
     """The settings that differ from those of the run in a workdir, a line each."""
     path = workdir / CONFIG
     if path.exists():
-        return _differences(read_json(path), dataclasses.asdict(config), "config.")
+        return _differences(_kept(path), dataclasses.asdict(config), "config.")
     if (workdir / "stages.json").exists():
         raise UserError(f"{path} is missing, so this run's configuration is unknown. Name another --workdir.")
     return []
@@ -42,7 +42,7 @@ def changed_config(config: RunConfig, workdir: Path) -> list[str]:
 def changed_code(workdir: Path) -> list[str]:
     """The versions that differ from those with which the run in a workdir began, a line each."""
     path = workdir / ENVIRONMENT
-    return _differences(read_json(path).get("code", {}), code(), "") if path.exists() else []
+    return _differences(_kept(path).get("code", {}), code(), "") if path.exists() else []
 
 
 def changed_data(config: RunConfig, workdir: Path) -> list[str]:
@@ -61,6 +61,15 @@ def changed_data(config: RunConfig, workdir: Path) -> list[str]:
         for source, path, sha256 in ((source, path, sha256_of(path)) for source, path in zip(before, now, strict=True))
         if sha256 != source.sha256
     ]
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(path))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}), so it is unknown how this run was made. Restore the file, or name another --workdir."
+        ) from error
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:

@@ -488,13 +488,8 @@ def test_launch_help_teaches(tmp_path: Path) -> None:
         assert expected.lower() in result.stdout.lower(), expected
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tenrec:qb_video",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("quickstart", "sequences", "movielens")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tenrec:qb_video", "quickstart", "sequences", "movielens"])
 def test_every_config_dry_runs(name: str, tmp_path: Path) -> None:
     stem, _, variant = name.partition(":")
     path = CONFIGS / f"{stem}.py"

@@ -11,8 +11,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def end_at_once(number: int, _: FrameType | None) -> None:
+    """A signal handler for as long as there is nothing to save."""
+    sys.stderr.write(f"\nStopped by {signal.Signals(number).name} before the run began. The same command starts it.\n")
+    sys.stderr.flush()
+    os._exit(128 + number)
 
 
 class Stopped(BaseException):
