@@ -16,6 +16,7 @@ from tenrec_jax.sealed import DamagedError
 from tenrec_jax.training.checkpoints import Checkpoints, Progress, Saved
 from tenrec_jax.training.metrics_writer import METRICS
 from tenrec_jax.training.parallel import DataParallel
+from tenrec_jax.training.stopping import Stopped, Stopping
 from tenrec_jax.training.trainer import FitResult
 
 FAULTS = ("flipped bit", "lost tail", "zeroed stretch", "missing", "swapped")
@@ -150,6 +151,39 @@ def test_files_of_an_earlier_time_are_brought_up_to_the_checkpoint(
         if text is not None:
             (folder / METRICS).write_text(text)
         assert_ends_as(whole, folder)
+
+
+class AskedOnce(Stopping):
+    """Is told to stop while a step is done."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.steps_left = step
+
+    @property
+    def asked(self) -> bool:
+        self.steps_left -= 1
+        return self.steps_left == 0
+
+
+@pytest.mark.parametrize("step", [1, 14, 15, 16, 19, 20, 21, 30, 44])
+def test_a_stop_after_any_step_leaves_the_result_and_the_metrics_as_they_were(
+    step: int, tmp_path: Path, stopped_whole: tuple[Path, FitResult]
+) -> None:
+    """Windows of steps end at 20 and 40, and at the evaluations after 15, 30 and 45."""
+    with pytest.raises(Stopped, match=rf"after step {step}; everything is saved"):
+        train(tmp_path, RegressionTask(), epochs=9, evaluate_every=3, stopping=AskedOnce(step))
+    assert steps(tmp_path)[-1] == step
+    found, (folder, expected) = train(tmp_path, RegressionTask(), epochs=9, evaluate_every=3), stopped_whole
+    for a, b in zip(jax.tree.leaves(found.parameters), jax.tree.leaves(expected.parameters), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (tmp_path / METRICS).read_bytes() == (folder / METRICS).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def stopped_whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitResult]:
+    folder = tmp_path_factory.mktemp("unstopped")
+    return folder, train(folder, RegressionTask(), epochs=9, evaluate_every=3)
 
 
 def test_the_checkpoint_of_another_run_is_refused(part: Path, tmp_path: Path) -> None:

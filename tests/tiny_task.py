@@ -11,6 +11,7 @@ from flax import nnx
 
 from tenrec_jax.training.optimizers import OptimizerConfig
 from tenrec_jax.training.parallel import DataParallel
+from tenrec_jax.training.stopping import Stopping
 from tenrec_jax.training.tables import TableOptimizerConfig, unique_ids
 from tenrec_jax.training.trainer import Batch, FitResult, LossSum, TrainConfig, fit
 
@@ -68,10 +69,13 @@ class RegressionTask:
         return value, {"size": value}
 
 
-def train(workdir: Path, task: RegressionTask, *, epochs: int = 4, **options: Any) -> FitResult:
+def train(
+    workdir: Path, task: RegressionTask, *, epochs: int = 4, stopping: Stopping | None = None, **options: Any
+) -> FitResult:
     """Train with lazy Adam on the table, weight decay and a moving average: everything that a step may move."""
     rule = TableOptimizerConfig("lazy_adam", weight_decay=0.01)
     optimizer = OptimizerConfig(learning_rate=0.05, warmup_steps=0, schedule="constant", weight_decay=0.01, tables=rule)
     config = TrainConfig(epochs=epochs, optimizer=optimizer, **options)
     workdir.mkdir(exist_ok=True)
-    return fit(task, config, workdir=workdir, seed=0, parallel=DataParallel(jax.local_devices()[:1]))
+    parallel = DataParallel(jax.local_devices()[:1])
+    return fit(task, config, workdir=workdir, seed=0, parallel=parallel, stopping=stopping)

@@ -234,13 +234,15 @@ class _Training:
                 break
             self._log.waited(blocked)
             self._step(step, batch)
-            if asked(self._stopping.asked):
+            stops, evaluates = asked(self._stopping.asked), self._is_evaluated_after(step + 1)
+            if evaluates:
+                self._log.end_window()
+            if stops or evaluates:
                 self._save()
+            if stops:
                 self._checkpoints.finish()
                 raise self._stopping.stopped(self._progress.step)
-            if self._is_evaluated_after(step + 1):
-                self._log.end_window()
-                self._save()
+            if evaluates:
                 self._evaluate()
         with self._log.spending_on("checkpoint"):
             self._checkpoints.finish()
