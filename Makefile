@@ -18,7 +18,7 @@ test: venv  ## the test suite, on two cores
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 test-slow: venv  ## the long proofs as well
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or not slow" --numprocesses=2 --dist=loadfile
 
 test-latest:  ## the test suite with the newest versions that setup.cfg allows, so that rot is seen early
 	$(PYTHON) -m venv --clear $(LATEST)

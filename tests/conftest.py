@@ -3,13 +3,15 @@
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
 import short_training
 
+PROOF = "proof"
 # Compiling is most of what these tests do, and their arrays are tiny: XLA's optimisations would cost more than they save.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 # Four virtual CPU devices, so that data parallelism is tested for real.
@@ -50,3 +52,17 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without matplotlib."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Tells a count of a proof, which the session prints at its end."""
+    return partial(record_property, PROOF)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for state in ("passed", "failed") for report in terminalreporter.stats.get(state, [])]
+    told = [text for report in reports for name, text in report.user_properties if name == PROOF]
+    if told:
+        terminalreporter.section("proofs")
+        terminalreporter.write_line("\n".join(dict.fromkeys(told)))

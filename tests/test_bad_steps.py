@@ -3,6 +3,7 @@
 import json
 import random
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -61,7 +62,9 @@ def test_an_update_that_would_overflow_is_not_applied() -> None:
 
 
 @pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.slow)])
-def test_bad_steps_are_counted_written_down_and_stop_the_run_by_the_rule(count: int, tmp_path: Path) -> None:
+def test_bad_steps_are_counted_written_down_and_stop_the_run_by_the_rule(
+    count: int, tmp_path: Path, tell: Callable[[str], None]
+) -> None:
     """Faults at random steps of several runs: isolated ones are passed over, three in a row stop the run."""
     drawn, injected, stopped, runs = random.Random(count), 0, 0, 0
     while injected < count:
@@ -89,7 +92,7 @@ def test_bad_steps_are_counted_written_down_and_stop_the_run_by_the_rule(count: 
         counted = sum(line.get("bad_steps", 0) for line in read_lines(workdir / METRICS))
         assert counted == length
         assert "NaN" not in (workdir / METRICS).read_text()
-    print(f"\nnot finite: {injected} bad steps in {runs} runs, all counted; {stopped} runs stopped by the rule")
+    tell(f"not finite: {injected} bad steps in {runs} runs, all counted; {stopped} runs stopped by the rule")
 
 
 def test_means_of_a_window_are_over_its_good_steps(tmp_path: Path) -> None:

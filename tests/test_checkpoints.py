@@ -3,6 +3,7 @@
 import logging
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -81,7 +82,12 @@ def damage(path: Path, fault: str, others: list[Path], drawn: random.Random) -> 
 
 @pytest.mark.parametrize("count", [10, pytest.param(80, marks=pytest.mark.slow)])
 def test_damage_to_any_file_of_any_checkpoint_is_told_and_changes_no_result(
-    count: int, part: Path, whole: tuple[Path, FitResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    count: int,
+    part: Path,
+    whole: tuple[Path, FitResult],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    tell: Callable[[str], None],
 ) -> None:
     """Damage may not concern what a run reads: then nothing is told, and the result is the same."""
     drawn, told, computed_again = random.Random(count), 0, 0
@@ -107,7 +113,7 @@ def test_damage_to_any_file_of_any_checkpoint_is_told_and_changes_no_result(
         told += "cannot be used" in caplog.text
         computed_again += "computed again" in caplog.text
         shutil.rmtree(folder)
-    print(f"\ncheckpoints: {count} damages, {told} told, {computed_again} fell back, 0 wrong results")
+    tell(f"checkpoints: {count} damages, {told} told, {computed_again} fell back, 0 wrong results")
 
 
 def test_after_damage_to_all_checkpoints_a_run_begins_anew(

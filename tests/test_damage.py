@@ -84,7 +84,7 @@ def told_by_verify(folder: Path, files: tuple[str, ...]) -> bool:
     return all(any(problem.startswith(f"{folder / name} ") for problem in problems) for name in files)
 
 
-def assert_all_told(artefacts: Path, tmp_path: Path, count: int) -> None:
+def assert_all_told(artefacts: Path, tmp_path: Path, count: int, tell: Callable[[str], None]) -> None:
     random = np.random.default_rng(count)
     missed: list[tuple[str, Damage]] = []
     for number, damage in enumerate(drawn(artefacts, count, random)):
@@ -101,17 +101,21 @@ def assert_all_told(artefacts: Path, tmp_path: Path, count: int) -> None:
             missed.append(("verify", damage))
         shutil.rmtree(folder.parent)
     lost = len({damage for _, damage in missed})
-    print(f"\n{'damages':>8} {'told':>8} {'missed':>8}\n{count:>8} {count - lost:>8} {lost:>8}")
+    tell(f"tables, indexes, recommenders, exports: {count} damages, {count - lost} told by name, {lost} missed")
     assert not missed
 
 
-def test_three_hundred_damages_are_all_told_by_name(artefacts: Path, tmp_path: Path) -> None:
-    assert_all_told(artefacts, tmp_path, 300)
+def test_three_hundred_damages_are_all_told_by_name(
+    artefacts: Path, tmp_path: Path, tell: Callable[[str], None]
+) -> None:
+    assert_all_told(artefacts, tmp_path, 300, tell)
 
 
 @pytest.mark.slow
-def test_ten_thousand_damages_are_all_told_by_name(artefacts: Path, tmp_path: Path) -> None:
-    assert_all_told(artefacts, tmp_path, 10_000)
+def test_ten_thousand_damages_are_all_told_by_name(
+    artefacts: Path, tmp_path: Path, tell: Callable[[str], None]
+) -> None:
+    assert_all_told(artefacts, tmp_path, 10_000, tell)
 
 
 def test_what_is_whole_is_called_whole_and_counted(artefacts: Path, capsys: pytest.CaptureFixture) -> None:

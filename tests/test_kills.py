@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 
 @pytest.mark.parametrize(("kills", "stops"), [(8, 2), pytest.param(100, 20, marks=pytest.mark.slow)])
-def test_runs_killed_and_stopped_while_they_train_end_as_if_nothing_had_been(lab: Lab, kills: int, stops: int) -> None:
+def test_runs_killed_and_stopped_while_they_train_end_as_if_nothing_had_been(
+    lab: Lab, kills: int, stops: int, tell: Callable[[str], None]
+) -> None:
     """Every second kill waits until a checkpoint is being written. A stop saves the steps since the last one."""
     wanted = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL, signal.SIGKILL] * kills
     left, done = {signal.SIGKILL: kills, signal.SIGTERM: stops}, Counter[str]()
@@ -66,7 +69,7 @@ def test_runs_killed_and_stopped_while_they_train_end_as_if_nothing_had_been(lab
         lab.finish(workdir)
         assert_same_result(result_of(workdir), lab.result)
         shutil.rmtree(workdir)
-    print(f"\nin training: {kills} SIGKILL, {done['in a save']} of them inside a save, {stops} SIGTERM, {dict(done)}")
+    tell(f"in training: {kills} SIGKILL, {done['in a save']} of them inside a save, {stops} SIGTERM, {dict(done)}")
     assert done["lost"] == 0
     assert done["in a save"] >= kills / 3
     assert done["longest stop, ms"] < 5000
@@ -82,7 +85,9 @@ def assert_saved(workdir: Path, code: int, said: str) -> None:
 
 
 @cut(4, 40)
-def test_runs_killed_in_other_stages_end_as_if_nothing_had_been(lab: Lab, count: int) -> None:
+def test_runs_killed_in_other_stages_end_as_if_nothing_had_been(
+    lab: Lab, count: int, tell: Callable[[str], None]
+) -> None:
     """Of a run whose models are trained, or, for the data, of a new one."""
     done = Counter[str]()
     while done["kills"] < count:
@@ -104,7 +109,7 @@ def test_runs_killed_in_other_stages_end_as_if_nothing_had_been(lab: Lab, count:
         lab.finish(workdir)
         assert_same_result(result_of(workdir), lab.result)
         shutil.rmtree(workdir)
-    print(f"\nSIGKILL in other stages: {dict(done)}")
+    tell(f"SIGKILL in other stages: {dict(done)}")
 
 
 def assert_same_table(workdir: Path, lab: Lab) -> None:
@@ -116,7 +121,9 @@ def assert_same_table(workdir: Path, lab: Lab) -> None:
 
 
 @cut(1, 20)
-def test_a_power_cut_that_brings_back_older_files_changes_no_result(lab: Lab, count: int) -> None:
+def test_a_power_cut_that_brings_back_older_files_changes_no_result(
+    lab: Lab, count: int, tell: Callable[[str], None]
+) -> None:
     """Half the files are as they were at an earlier kill, whichever they are: so a disk may be that had not written all."""
     restored = 0
     for number in range(count):
@@ -138,11 +145,13 @@ def test_a_power_cut_that_brings_back_older_files_changes_no_result(lab: Lab, co
         lab.finish(workdir)
         assert_same_result(result_of(workdir), lab.result)
         shutil.rmtree(workdir)
-    print(f"\npower cuts: {count}, {restored} files brought back, 0 wrong results")
+    tell(f"power cuts: {count}, {restored} files brought back, 0 wrong results")
 
 
 @cut(2, 40)
-def test_damage_to_what_a_stage_left_is_told_and_the_stage_done_again(lab: Lab, count: int) -> None:
+def test_damage_to_what_a_stage_left_is_told_and_the_stage_done_again(
+    lab: Lab, count: int, tell: Callable[[str], None]
+) -> None:
     """Of a finished run, any file of the table, of weights, index, results and recommender."""
     left = [path for path in sorted(lab.whole.rglob("*")) if path.is_file() and is_left_by_a_stage(path)]
     for number in range(count):
@@ -156,7 +165,7 @@ def test_damage_to_what_a_stage_left_is_told_and_the_stage_done_again(lab: Lab, 
         assert str(path.relative_to(workdir)) in said
         assert_same_result(result_of(workdir), lab.result)
         shutil.rmtree(workdir)
-    print(f"\nfiles of finished stages: {count} damages, {count} told and made again, 0 wrong results")
+    tell(f"files of finished stages: {count} damages, {count} told and made again, 0 wrong results")
 
 
 def is_left_by_a_stage(path: Path) -> bool:
@@ -165,7 +174,9 @@ def is_left_by_a_stage(path: Path) -> bool:
 
 
 @cut(2, 10)
-def test_a_run_without_room_says_so_and_ends_as_if_nothing_had_been_once_there_is(lab: Lab, count: int) -> None:
+def test_a_run_without_room_says_so_and_ends_as_if_nothing_had_been_once_there_is(
+    lab: Lab, count: int, tell: Callable[[str], None]
+) -> None:
     """Under growing limits to what a file may hold."""
     largest = max(path.stat().st_size for path in lab.whole.rglob("*") if path.is_file())
     workdir = lab.folder / "full"
@@ -183,7 +194,7 @@ def test_a_run_without_room_says_so_and_ends_as_if_nothing_had_been_once_there_i
     lab.finish(workdir)
     assert_same_result(result_of(workdir), lab.result)
     assert not list(workdir.rglob("*.tmp")) + list(workdir.rglob("*.writing"))
-    print(f"\nno room: {count} sizes, each refused with the remedy; finished afterwards")
+    tell(f"no room: {count} sizes, each refused with the remedy; finished afterwards")
 
 
 @pytest.mark.slow

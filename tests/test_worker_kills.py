@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def kill_a_worker(process: subprocess.Popen, workdir: Path, drawn: random.Random
     [(1, "replicated"), *(pytest.param(5, placement, marks=pytest.mark.slow) for placement in PLACEMENTS)],
 )
 def test_a_run_whose_workers_are_killed_ends_as_if_nothing_had_been(
-    count: int, placement: str, short_table: Path, tmp_path: Path
+    count: int, placement: str, short_table: Path, tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     options = (f"--config.retrieval.train.table_placement={placement}",)
     whole = tmp_path / "whole"
@@ -102,6 +103,6 @@ def test_a_run_whose_workers_are_killed_ends_as_if_nothing_had_been(
         lost += sum(step < at_kill for step, at_kill in zip(went_on, (b for b in before if b), strict=False))
         assert_same_run(workdir, whole)
         shutil.rmtree(workdir)
-    print(f"\n{placement}: {kills} workers killed in {runs} runs, {restarts} restarts, {lost} checkpoints lost")
+    tell(f"{placement}: {kills} workers killed in {runs} runs, {restarts} restarts, {lost} checkpoints lost")
     assert lost == 0
     assert restarts == kills
