@@ -152,6 +152,60 @@ def test_workers_are_started_again_as_often_as_was_said(tmp_path: Path) -> None:
     assert_ended(tmp_path)
 
 
+def test_a_stop_while_workers_are_ended_for_a_restart_is_followed_by_none(tmp_path: Path) -> None:
+    """A child of worker 1 outlives it, sees worker 0 end by the launcher's hand, and only then stops the launcher, which waits for it."""
+    script = f"""{BEATING_WORKER}
+if index == 0:
+    held = (folder / "held").open("w")  # returns when the child of worker 1 reads
+    signal.pause()
+launcher = os.getppid()
+if os.fork():
+    (folder / "ready").read_text()
+    os.kill(os.getpid(), signal.SIGKILL)
+ends = (folder / "held").open()
+(folder / "ready").write_text("")
+ends.read()
+os.kill(launcher, signal.SIGTERM)
+"""
+    for name in ("held", "ready"):
+        os.mkfifo(tmp_path / name)
+    process = supervised("-c", script, tmp_path, options='{"max_restarts": 2}')
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert err == "Stopped by SIGTERM. The same command resumes the run.\n"
+    assert len((tmp_path / "starts1").read_text()) == 1
+    assert_ended(tmp_path)
+
+
+def test_after_a_machine_stood_still_nobody_is_taken_for_hung(tmp_path: Path) -> None:
+    """A container that is paused, say: the launcher may wake before its workers have beaten."""
+    script = f"""{BEATING_WORKER}
+if index == 0:
+    everybody = [os.getppid(), os.getpid(), int((folder / "other").read_text())]
+    frozen = os.fork()
+    if not frozen:
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.2)  # twice as long as silence is borne
+        for pid in everybody:
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.1)  # the launcher wakes before anybody beats
+        os._exit(0)
+    os.waitpid(frozen, 0)
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end: pass
+    (folder / "done").write_text("")  # returns when worker 1 reads
+else:
+    (folder / "other").write_text(str(os.getpid()))
+    (folder / "done").read_text()
+"""
+    for name in ("other", "done"):
+        os.mkfifo(tmp_path / name)
+    process = supervised("-c", script, tmp_path, options=OPTIONS)
+    _, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, err) == (0, "")
+
+
 @pytest.mark.parametrize("code", [130, 143])
 def test_a_worker_that_was_stopped_by_somebody_else_stops_the_run_and_all_may_save(code: int, tmp_path: Path) -> None:
     script = f"""{BEATING_WORKER}

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tenrec_jax.errors import UserError
+from tenrec_jax.training.workers import COORDINATOR, PROCESS, PROCESSES
 
 AXIS = "data"
 How = Literal["auto", "pmap", "shard_map"]
@@ -25,8 +26,6 @@ How = Literal["auto", "pmap", "shard_map"]
 # Results of a step are read so many steps later, when they are there without waiting.
 STEPS_BEHIND = 2
 
-# How a process is told its place, where no scheduler that JAX knows does it. JAX itself reads the first.
-COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
 
 

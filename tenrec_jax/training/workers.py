@@ -14,8 +14,9 @@ from queue import SimpleQueue
 from typing import NamedTuple, TextIO
 
 from tenrec_jax.training.heartbeat import HEARTBEAT
-from tenrec_jax.training.parallel import COORDINATOR, PROCESS, PROCESSES
 
+# How a process is told its place, where no scheduler that JAX knows does it. JAX itself reads the first. This module does without JAX.
+COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 LIFELINE = "TENREC_JAX_LIFELINE"
 WRONG_USE = 2
 # A worker imports what it needs before it is heard of for the first time.
@@ -78,6 +79,8 @@ def supervise(
             code, death = _attempt(command, count, events, heartbeat_seconds, grace_seconds)
             if not death:
                 return code
+            if asked := _asked(events):
+                return _told_to_stop(asked).code
             if restart <= max_restarts:
                 sys.stderr.write(f"{death}: restart {restart} of {max_restarts}, from the last checkpoint.\n")
     used = f" {max_restarts} restarts are used up." if max_restarts else ""
@@ -181,7 +184,6 @@ def _attempt(
         os.close(held)
         for watcher in watchers:
             watcher.join()
-        _forget_workers(events)
 
 
 def _watch(index: int, worker: subprocess.Popen[str], events: "SimpleQueue[Event]") -> None:
@@ -209,8 +211,7 @@ def _wait(events: "SimpleQueue[Event]", count: int) -> Outcome:
     for _ in range(count):
         event = events.get()
         if isinstance(event, signal.Signals):
-            sys.stderr.write(f"Stopped by {event.name}. {RESUMES}\n")
-            return Outcome(128 + event)
+            return _told_to_stop(event)
         if isinstance(event, Silent):
             return Outcome(1, f"worker {event.worker} of {count} hung: it was not heard of any more")
         if event.code == WRONG_USE:
@@ -226,12 +227,15 @@ def _wait(events: "SimpleQueue[Event]", count: int) -> Outcome:
     return Outcome(0)
 
 
-def _forget_workers(events: "SimpleQueue[Event]") -> None:
-    """Take out what is left of workers that have ended; a request to stop stays."""
+def _asked(events: "SimpleQueue[Event]") -> signal.Signals | None:
+    """The request to stop that came while workers were ended, if one did. What they left is forgotten."""
     left = [events.get() for _ in range(events.qsize())]
-    for event in left:
-        if isinstance(event, signal.Signals):
-            events.put(event)
+    return next((event for event in left if isinstance(event, signal.Signals)), None)
+
+
+def _told_to_stop(number: signal.Signals) -> Outcome:
+    sys.stderr.write(f"Stopped by {number.name}. {RESUMES}\n")
+    return Outcome(128 + number)
 
 
 def _stop(workers: Sequence[subprocess.Popen[str]], grace_seconds: float) -> None:
