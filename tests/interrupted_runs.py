@@ -23,7 +23,7 @@ import pytest
 from experiments import launch
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.files import flat
-from tenrec_jax.verify import verify
+from tenrec_jax.sealed import DamagedError, open_sealed
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 300
@@ -181,7 +181,9 @@ def result_of(workdir: Path) -> Result:
     for stage in TRAINED:
         for step in steps(workdir, stage):
             place = workdir / "checkpoints" / stage / str(step) / "state"
-            if any(verdict.damaged for verdict in verify(place.parent)):
+            try:
+                open_sealed(place.parent, name="manifest.json", remedy="")
+            except (DamagedError, FileNotFoundError):
                 continue  # an older one, of which a power cut brought back a part
             shapes = ocp.PyTreeCheckpointer().metadata(place).item_metadata.tree
             how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
