@@ -178,9 +178,16 @@ def _parse(arguments: list[str]) -> RunConfig:
 
 
 def _overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """The texts that the command line gives for settings, by their dotted keys."""
-    pairs = (argument.lstrip("-").partition("=") for argument in arguments if argument.startswith("--config."))
-    return {key: text for key, equals, text in pairs if equals}
+    """The texts that the command line gives for settings, by their dotted keys: `--config.seed=1`, or in two words."""
+    found, names = {}, [argument.lstrip("-") if argument.startswith("-") else "" for argument in arguments]
+    for place, name in enumerate(names):
+        key, equals, text = name.partition("=")
+        if key.startswith("config."):
+            follows = arguments[place + 1 : place + 2]
+            found[key] = text if equals or not follows or follows[0].startswith("--") else follows[0]
+        elif key.startswith("noconfig."):
+            found[key.removeprefix("no")] = "false"
+    return found
 
 
 def _run(config: RunConfig, workdir: Path, stopping: Stopping) -> None:

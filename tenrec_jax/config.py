@@ -272,7 +272,9 @@ def refuse_overrides(values: Mapping[str, str]) -> None:
                 break
             hint, path = hints[name], f"{path}.{name}"
         else:
-            if hint in (int, float) and not _reads_as(hint, text):
+            if hint is bool and text.lower() not in ("", "true", "false", "1", "0", "yes", "no", "t", "f", "y", "n"):
+                problems.append(f"{key} is {text!r}; it must be true or false.")
+            elif hint in (int, float) and not _reads_as(hint, text):
                 problems.append(f"{key} is {text!r}; it must be {_a(hint)}.")
     if problems:
         raise UserError("\n".join(problems))

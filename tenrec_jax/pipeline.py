@@ -78,7 +78,7 @@ class Pipeline:
         heartbeat: Heartbeat | None = None,
         allow_changed: bool = False,
     ) -> None:
-        self.config, self.workdir, self._allow_changed = config, workdir, allow_changed
+        self.config, self.workdir = config, workdir
         self._changed = _changes(config, workdir)
         if self._changed and not allow_changed:
             remedy = "Name another --workdir, remove this one, or go on in it all the same: --allow_changed."

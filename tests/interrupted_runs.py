@@ -8,6 +8,7 @@ import random
 import re
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import pytest
 from experiments import launch
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.files import flat
+from tenrec_jax.sealed import DamagedError, open_sealed
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 300
@@ -66,7 +68,9 @@ class Lab:
             limit_bytes: what a file may hold; more is refused by the system, as on a full disk.
         """
         arguments = ["launch.py", *options, f"--workdir={workdir}", f"--config={ROOT / 'tests' / 'both_stages.py'}"]
-        return Interruptible([*arguments, f"--config.data.path={self.folder / 'log.csv'}"], workdir, limit_bytes)
+        # Beside the runs, where there is room.
+        log = self.folder / f"{workdir.parent.name}-{workdir.name}.log"
+        return Interruptible([*arguments, f"--config.data.path={self.folder / 'log.csv'}"], workdir, log, limit_bytes)
 
     def finish(self, workdir: Path) -> str:
         """Run to the end; what it said."""
@@ -83,8 +87,8 @@ class Lab:
 class Interruptible:
     """A running experiment whose standard error is read as it comes."""
 
-    def __init__(self, arguments: list[str], workdir: Path, limit_bytes: int | None) -> None:
-        self.workdir, self._log = workdir, workdir.with_name(f"{workdir.name}.log")
+    def __init__(self, arguments: list[str], workdir: Path, log: Path, limit_bytes: int | None) -> None:
+        self.workdir, self._log = workdir, log
         self._from = self._log.stat().st_size if self._log.exists() else 0
         self._process = CONTEXT.Process(target=_launch, args=(arguments, self._log, limit_bytes))
         self._process.start()
@@ -134,13 +138,25 @@ class Interruptible:
 
 def _launch(arguments: list[str], log: Path, limit_bytes: int | None) -> None:
     """In the process of a run: what `python experiments/launch.py` does."""
-    with log.open("a") as file:
-        os.dup2(file.fileno(), sys.stderr.fileno())
-        os.dup2(file.fileno(), sys.stdout.fileno())
-    if limit_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
     sys.argv = arguments  # where overrides of a config are looked for
-    sys.exit(launch.main(arguments))
+    if limit_bytes is None:
+        with log.open("a") as file:
+            _print_to(file.fileno())
+        sys.exit(launch.main(arguments))
+    # The limit is not for the log, which another process writes.
+    with subprocess.Popen(["tee", "-a", str(log)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as tee:
+        _print_to(tee.stdin.fileno())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        code = launch.main(arguments)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _print_to(os.open(os.devnull, os.O_WRONLY))
+    sys.exit(code)
+
+
+def _print_to(descriptor: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(descriptor, stream.fileno())
 
 
 class Result(NamedTuple):
@@ -165,6 +181,10 @@ def result_of(workdir: Path) -> Result:
     for stage in TRAINED:
         for step in steps(workdir, stage):
             place = workdir / "checkpoints" / stage / str(step) / "state"
+            try:
+                open_sealed(place.parent, name="manifest.json", remedy="")
+            except (DamagedError, FileNotFoundError):
+                continue  # an older one, of which a power cut brought back a part
             shapes = ocp.PyTreeCheckpointer().metadata(place).item_metadata.tree
             how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
             leaves = jax.tree.leaves_with_path(ocp.PyTreeCheckpointer().restore(place, restore_args=how))

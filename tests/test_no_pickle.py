@@ -10,18 +10,14 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("tenrec_jax", "torch_mlu_backend", "experiments", "tests")
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "jsonpickle"}
 UNSAFE_CALLS = {
-    "eval",
-    "exec",
-    "yaml.load",
-    "yaml.unsafe_load",
-    "yaml.full_load",
-    "pandas.read_pickle",
-    "pd.read_pickle",
+    *("eval", "exec", "builtins.eval", "builtins.exec", "os.system", "os.popen"),
+    *("subprocess.getoutput", "subprocess.getstatusoutput", "pandas.read_pickle"),
+    *(f"yaml.{name}" for name in ("load", "load_all", "unsafe_load", "unsafe_load_all", "full_load", "full_load_all")),
 }
 # By file, what it may have, and why.
 EXCEPTIONS = {
     "tenrec_jax/interop/original.py": {
-        "import of pickle": "the error alone, which torch raises for a file that it refuses"
+        "import of pickle.UnpicklingError": "the error alone, which torch raises for a file that it refuses"
     },
     "tests/hostile_files.py": {"import of pickle": "makes files that try to run code"},
     "tests/test_original.py": {"import of pickle": "makes files that try to run code"},
@@ -30,26 +26,53 @@ EXCEPTIONS = {
 
 def found_in(source: str) -> Iterator[str]:
     """What could run code that a file holds."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            yield from (f"import of {name}" for name in names if name.split(".")[0] in UNSAFE_MODULES)
-        if not isinstance(node, ast.Call):
-            continue
-        called, options = ast.unparse(node.func), {each.arg: each.value for each in node.keywords}
-        if called in UNSAFE_CALLS:
-            yield f"call of {called}"
-        if called.endswith("torch.load") or called == "load_pt":
-            weights_only = options.get("weights_only")
-            if not (isinstance(weights_only, ast.Constant) and weights_only.value is True):
-                yield "torch.load without weights_only=True"
-        for name in ("allow_pickle", "shell"):
-            value = options.get(name)
-            if value is not None and not (isinstance(value, ast.Constant) and value.value is False):
-                yield f"{name} that is not False"
-        if called.endswith("import_module"):
-            names = [each.value for each in node.args if isinstance(each, ast.Constant)]
-            yield from (f"import of {name}" for name in names if str(name).split(".")[0] in UNSAFE_MODULES)
+    tree = ast.parse(source)
+    names = dict(imported_names(tree))
+    yield from (f"import of {full}" for full in names.values() if full.split(".")[0] in UNSAFE_MODULES)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield from found_in_call(node, names)
+
+
+def imported_names(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """The names by which a file knows modules and what is in them, and their full names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((each.asname or each.name.split(".")[0], each.name) for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((each.asname or each.name, f"{node.module}.{each.name}") for each in node.names)
+
+
+def found_in_call(node: ast.Call, names: dict[str, str]) -> Iterator[str]:
+    first, _, rest = ast.unparse(node.func).partition(".")
+    called = ".".join(filter(None, [names.get(first, first), rest]))
+    options = dict(given(node))
+    if called in UNSAFE_CALLS:
+        yield f"call of {called}"
+    if called == "torch.load" and not is_constant(options.get("weights_only"), True):
+        yield "torch.load without weights_only=True"
+    if called == "numpy.load" and len(node.args) > 2:
+        options["allow_pickle"] = node.args[2]
+    for name in ("allow_pickle", "shell"):
+        if name in options and not is_constant(options[name], False):
+            yield f"{name} that is not False"
+    if called in ("importlib.import_module", "__import__"):
+        modules = [each.value for each in node.args if isinstance(each, ast.Constant)]
+        yield from (f"import of {name}" for name in modules if str(name).split(".")[0] in UNSAFE_MODULES)
+
+
+def given(node: ast.Call) -> Iterator[tuple[str, ast.expr]]:
+    """The named arguments of a call, those in a literal `**{...}` too."""
+    for each in node.keywords:
+        if each.arg is not None:
+            yield each.arg, each.value
+        elif isinstance(each.value, ast.Dict):
+            pairs = zip(each.value.keys, each.value.values, strict=True)
+            yield from ((str(key.value), value) for key, value in pairs if isinstance(key, ast.Constant))
+
+
+def is_constant(node: ast.expr | None, value: bool) -> bool:
+    return isinstance(node, ast.Constant) and node.value is value
 
 
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -73,7 +96,7 @@ def test_every_exception_is_needed() -> None:
         "from pickle import loads",
         "import joblib",
         "from dill import load",
-        "importlib.import_module('cloudpickle')",
+        "import importlib\nimportlib.import_module('cloudpickle')",
         "numpy.load(path, allow_pickle=True)",
         "np.load(path, allow_pickle=flag)",
         "torch.load(path)",
@@ -81,8 +104,19 @@ def test_every_exception_is_needed() -> None:
         "eval(text)",
         "exec(text)",
         "yaml.load(text)",
-        "pd.read_pickle(path)",
+        "import pandas as pd\npd.read_pickle(path)",
         "subprocess.run(command, shell=True)",
+        "subprocess.run(command, **{'shell': True})",
+        "from torch import load\nload(path)",
+        "import torch as t\nt.load(path)",
+        "import numpy as np\nnp.load(path, None, True)",
+        "import builtins\nbuiltins.eval(text)",
+        "__import__('pickle')",
+        "from pandas import read_pickle\nread_pickle(path)",
+        "from yaml import load\nload(text)",
+        "import yaml\nyaml.load_all(text)",
+        "import os\nos.system(command)",
+        "import subprocess\nsubprocess.getoutput(command)",
     ],
 )
 def test_the_scanner_finds(snippet: str) -> None:

@@ -208,6 +208,7 @@ def _forward(prefix: str, lines: TextIO) -> None:
 
 
 def _wait(events: "SimpleQueue[Event]", count: int) -> Outcome:
+    handled = tuple(STOPPED.values())
     for _ in range(count):
         event = events.get()
         if isinstance(event, signal.Signals):
@@ -216,11 +217,12 @@ def _wait(events: "SimpleQueue[Event]", count: int) -> Outcome:
             return Outcome(1, f"worker {event.worker} of {count} hung: it was not heard of any more")
         if event.code == WRONG_USE:
             return Outcome(WRONG_USE)
-        if event.code in STOPPED:
+        code = 128 - event.code if -event.code in handled else event.code  # also before the worker listens
+        if code in STOPPED:
             sys.stderr.write(
-                f"Worker {event.worker} was stopped by {STOPPED[event.code].name}, and so were the others. {RESUMES}\n"
+                f"Worker {event.worker} was stopped by {STOPPED[code].name}, and so were the others. {RESUMES}\n"
             )
-            return Outcome(event.code)
+            return Outcome(code)
         if event.code:
             cause = f"was killed by {signal.Signals(-event.code).name}" if event.code < 0 else "failed"
             return Outcome(1, f"worker {event.worker} of {count} {cause} (exit code {event.code})")
