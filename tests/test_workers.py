@@ -104,8 +104,13 @@ again = len(starts.read_text()) > 1
 SECOND_TIME = """
 if again:
     sys.exit(0)
+"""
+# Worker 1 goes on when worker 0 has counted its start; that one then waits.
+BOTH_STARTED = """
 if index == 0:
+    (folder / "started").write_text("")  # returns when worker 1 reads
     signal.pause()
+(folder / "started").read_text()
 """
 OPTIONS = '{"max_restarts": 2, "heartbeat_seconds": 0.6}'
 
@@ -121,7 +126,8 @@ OPTIONS = '{"max_restarts": 2, "heartbeat_seconds": 0.6}'
     ids=["killed", "failed", "stopped for good", "busy for ever in a step"],
 )
 def test_all_workers_are_started_again_when_one_dies_or_hangs(end: str, told: str, tmp_path: Path) -> None:
-    process = supervised("-c", BEATING_WORKER + SECOND_TIME + end, tmp_path, options=OPTIONS)
+    os.mkfifo(tmp_path / "started")
+    process = supervised("-c", BEATING_WORKER + SECOND_TIME + BOTH_STARTED + end, tmp_path, options=OPTIONS)
     _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, err
     assert told in err
@@ -141,9 +147,8 @@ def test_a_long_evaluation_is_not_taken_for_hanging(tmp_path: Path) -> None:
 
 
 def test_workers_are_started_again_as_often_as_was_said(tmp_path: Path) -> None:
-    process = supervised(
-        "-c", BEATING_WORKER + "if index == 1:\n    sys.exit(3)\nsignal.pause()", tmp_path, options=OPTIONS
-    )
+    os.mkfifo(tmp_path / "started")
+    process = supervised("-c", BEATING_WORKER + BOTH_STARTED + "sys.exit(3)", tmp_path, options=OPTIONS)
     _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 1
     assert [f"restart {number} of 2" in err for number in (1, 2, 3)] == [True, True, False]
