@@ -164,7 +164,8 @@ def test_a_run_killed_within_a_window_leaves_the_same_metrics(table_folder: Path
     assert before == after[: len(before)]
 
 
-@pytest.mark.parametrize("how", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
 def test_a_run_with_divided_tables_resumes_bit_identically_and_is_read_on_other_devices(
     how: str, table_folder: Path, tmp_path: Path
 ) -> None:
