@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -48,6 +49,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def free_name(path: Path) -> Path:
+    """The path or, where something stands there, PATH-2, PATH-3 and so on."""
+    names = itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2)))
+    return next(path.with_name(name) for name in names if not path.with_name(name).exists())
 
 
 def flush(path: Path) -> None:

@@ -39,7 +39,7 @@ from tenrec_jax.evaluation.report import write_report
 from tenrec_jax.files import full_disk, locked, read_json, write_json, write_text
 from tenrec_jax.retrieval.index import build_index, load_index
 from tenrec_jax.run_data import RunData
-from tenrec_jax.sealed import FILES, DamagedError
+from tenrec_jax.sealed import DamagedError
 from tenrec_jax.training.heartbeat import Heartbeat
 from tenrec_jax.training.parallel import DataParallel
 from tenrec_jax.training.stopping import Stopping
@@ -123,7 +123,7 @@ class Pipeline:
     def _run(self, wanted: Sequence[str]) -> None:
         damaged: dict[str, Any] = {}
         if self._parallel.is_main:
-            damaged = self._set_damage_aside()
+            damaged = stages.take_out_damaged(self.workdir)
             self._begin()
         # The main process looks, and the others see what it has seen.
         done = self._agreed(self._records())
@@ -139,7 +139,7 @@ class Pipeline:
             if self._parallel.is_main or stage in TRAINED_STAGES:
                 getattr(self, f"_run_{stage}")()
             if self._parallel.is_main:
-                self._finish(stage, time.perf_counter() - began, damaged.get(stage))
+                stages.finish(self.workdir, stage, time.perf_counter() - began, damaged.get(stage))
             done = self._agreed(self._records())
         if self._parallel.is_main and done.issuperset(STAGES) and not self.finished:
             write_text(self.workdir / "DONE", "")
@@ -163,42 +163,6 @@ class Pipeline:
         if self._changed or not (self.workdir / provenance.CONFIG).exists():
             write_json(self.workdir / provenance.ENVIRONMENT, _environment(self._parallel))
             write_json(self.workdir / provenance.CONFIG, dataclasses.asdict(self.config))
-
-    def _set_damage_aside(self) -> dict[str, Any]:
-        """Take finished stages whose files are damaged out of `stages.json`, and those files out of the way.
-
-        Returns:
-            What stood there of these stages.
-        """
-        try:
-            records = stages.read(self.workdir)
-        except DamagedError as error:
-            logger.warning("%s Every stage is looked at again.", error)
-            stages.set_aside(self.workdir, [stages.FILE])
-            return {}
-        damaged = {}
-        for stage, record in records.items():
-            problems = stages.damage(self.workdir, stage, record)
-            if problems:
-                damaged[stage] = record
-                moved = stages.set_aside(self.workdir, problems)
-                kept = f" What was there is kept in {moved[0].parent}." if moved else ""
-                logger.warning("%s\nStage %s is done again.%s", "\n".join(problems.values()), stage, kept)
-        if damaged:
-            stages.write(self.workdir, {stage: records[stage] for stage in records if stage not in damaged})
-        return damaged
-
-    def _finish(self, stage: str, seconds: float, before: dict[str, Any] | None) -> None:
-        """Write a stage down as finished. After one that was done again, those stay finished whose own files hold, if its are the same."""
-        record, records = stages.record(self.workdir, stage, seconds), self._records()
-        if before is not None:
-            same, later = record[FILES] == before[FILES], STAGES[STAGES.index(stage) + 1 :]
-            records = {
-                name: other
-                for name, other in records.items()
-                if name not in later or (same and not stages.damage(self.workdir, name, other))
-            }
-        stages.write(self.workdir, records | {stage: record})
 
     def _agreed(self, records: dict[str, Any]) -> set[str]:
         """The finished stages that the main process sees."""

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tenrec_jax import __version__
+from tenrec_jax import __version__, stages
 from tenrec_jax.config import RunConfig
 from tenrec_jax.data.logs import source_files
 from tenrec_jax.data.manifest import read_manifest
@@ -34,7 +34,7 @@ def changed_config(config: RunConfig, workdir: Path) -> list[str]:
     path = workdir / CONFIG
     if path.exists():
         return _differences(_kept(path), dataclasses.asdict(config), "config.")
-    if (workdir / "stages.json").exists():
+    if (workdir / stages.FILE).exists():
         raise UserError(f"{path} is missing, so this run's configuration is unknown. Name another --workdir.")
     return []
 

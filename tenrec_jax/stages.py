@@ -5,20 +5,22 @@ everything is a function of configuration, data and seed, it gives the same file
 """
 
 import hashlib
-import itertools
+import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tenrec_jax.files import flush, read_json, sha256_of
+from tenrec_jax.files import flush, free_name, read_json, sha256_of
 from tenrec_jax.sealed import FILES, DamagedError, damaged_files, read_stamped, write_stamped
-from tenrec_jax.training.metrics_writer import METRICS
 
-FILE = "stages.json"
+logger = logging.getLogger(__name__)
+
+FILE, METRICS = "stages.json", "metrics.jsonl"
 SET_ASIDE = "set-aside"
 REMEDY = "Run the command of this run again: it does again what is damaged."
-# What a stage leaves, beside the lines of metrics.jsonl: files, and folders that are sealed, by the name of their manifest.
+# What a stage leaves beside the lines of metrics.jsonl, in the order of the stages: files, and folders that are sealed, by the name of
+# their manifest.
 LEFT: dict[str, tuple[str, ...]] = {
     "data": ("data.json", "source/*.truth.parquet"),
     "retrieval": ("recommender/retrieval.safetensors",),
@@ -81,6 +83,49 @@ def check(workdir: Path) -> list[str]:
     return [problem for stage, left in records.items() for problem in damage(workdir, stage, left).values()]
 
 
+def take_out_damaged(workdir: Path) -> dict[str, Any]:
+    """Take finished stages whose files are damaged out of `stages.json`, and those files out of the way.
+
+    Returns:
+        What stood there of these stages.
+    """
+    try:
+        records = read(workdir)
+    except DamagedError as error:
+        logger.warning("%s Every stage is looked at again.", error)
+        set_aside(workdir, [FILE])
+        return {}
+    damaged = {}
+    for stage, left in records.items():
+        problems = damage(workdir, stage, left)
+        if problems:
+            damaged[stage] = left
+            moved = set_aside(workdir, problems)
+            kept = f" What was there is kept in {moved[0].parent}." if moved else ""
+            logger.warning("%s\nStage %s is done again.%s", "\n".join(problems.values()), stage, kept)
+    if damaged:
+        write(workdir, {stage: records[stage] for stage in records if stage not in damaged})
+    return damaged
+
+
+def finish(workdir: Path, stage: str, seconds: float, before: dict[str, Any] | None) -> None:
+    """Write a stage down as finished.
+
+    Args:
+        before: what stood there of it, if it was damaged and is done again. Of the stages after it, those stay finished whose own files
+            hold, if its own are the same again.
+    """
+    left, records = record(workdir, stage, seconds), read(workdir)
+    if before is not None:
+        same, order = left[FILES] == before[FILES], list(LEFT)
+        records = {
+            name: other
+            for name, other in records.items()
+            if order.index(name) < order.index(stage) or (same and not damage(workdir, name, other))
+        }
+    write(workdir, records | {stage: left})
+
+
 def set_aside(workdir: Path, names: Iterable[str]) -> list[Path]:
     """Move files of a run, given relative to it, to `set-aside/`, where nothing reads them; of a sealed folder, the whole folder.
 
@@ -92,9 +137,7 @@ def set_aside(workdir: Path, names: Iterable[str]) -> list[Path]:
     for name in dict.fromkeys(next((f for f in folders if name.startswith(f"{f}/")), name) for name in names):
         if not (workdir / name).exists():
             continue
-        flat = name.replace("/", "_")
-        places = itertools.chain([flat], (f"{flat}-{number}" for number in itertools.count(2)))
-        place = next(workdir / SET_ASIDE / each for each in places if not (workdir / SET_ASIDE / each).exists())
+        place = free_name(workdir / SET_ASIDE / name.replace("/", "_"))
         place.parent.mkdir(exist_ok=True)
         shutil.move(workdir / name, place)
         flush(place.parent)

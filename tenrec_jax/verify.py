@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from tenrec_jax import stages
 from tenrec_jax.errors import UserError
 from tenrec_jax.files import json_text
 from tenrec_jax.sealed import FILES, KIND, DamagedError, Kind, damaged_files, foreign_files, read_manifest
 
-MANIFESTS, STAGES = sorted({kind.manifest for kind in Kind}), "stages.json"
+MANIFESTS = sorted({kind.manifest for kind in Kind})
 # A complete folder holds one of these, and beside it, or in a folder above, a manifest.
 MARKS = {
     "users.arrow": "manifest.json",
@@ -84,7 +85,7 @@ def verify(path: Path, *, progress: bool = False) -> list[Verdict]:
                 bar.update(_size(artefact.folder / file))
             verdicts.append(_verdict(artefact.kind, artefact.folder, [artefact.name, *artefact.hashes], problems))
     named = {problem for verdict in verdicts for problem in verdict.damaged}
-    runs = [_run(folder, named) for folder, names in _folders(path) if STAGES in names]
+    runs = [_run(folder, named) for folder, names in _folders(path) if stages.FILE in names]
     return sorted([*verdicts, *runs], key=lambda verdict: verdict.path)
 
 
@@ -133,15 +134,12 @@ def _opened(folder: Path, name: str) -> _Artefact:
 
 def _run(workdir: Path, named: set[str]) -> Verdict:
     """What `stages.json` says of a run; what is `named` is not named again."""
-    # It reads what training writes, and comes with TensorBoard: seconds that only runs should cost.
-    from tenrec_jax import stages
-
     try:
         left = {file for record in stages.read(workdir).values() for file in record[FILES]}
     except DamagedError:
         left = set()
     problems = [problem for problem in stages.check(workdir) if problem not in named]
-    return _verdict(RUN, workdir, [STAGES, *sorted(left)], problems)
+    return _verdict(RUN, workdir, [stages.FILE, *sorted(left)], problems)
 
 
 def _verdict(kind: str, folder: Path, files: list[str], problems: list[str]) -> Verdict:

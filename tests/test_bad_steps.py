@@ -16,7 +16,8 @@ from tiny_task import EXAMPLES, FAULTS, RegressionTask, train
 
 from tenrec_jax.errors import UserError
 from tenrec_jax.parameters import named
-from tenrec_jax.training.metrics_writer import BAD_BATCHES, METRICS, read_lines
+from tenrec_jax.stages import METRICS
+from tenrec_jax.training.metrics_writer import BAD_BATCHES, read_lines
 from tenrec_jax.training.optimizers import Optimizer, OptimizerConfig, make_optimizer
 from tenrec_jax.training.parallel import DataParallel
 from tenrec_jax.training.tables import TableOptimizerConfig

@@ -14,8 +14,8 @@ from tiny_task import RegressionTask, train
 
 from tenrec_jax.errors import UserError
 from tenrec_jax.sealed import DamagedError
+from tenrec_jax.stages import METRICS
 from tenrec_jax.training.checkpoints import Checkpoints, Progress, Saved
-from tenrec_jax.training.metrics_writer import METRICS
 from tenrec_jax.training.parallel import DataParallel
 from tenrec_jax.training.stopping import Stopped, Stopping
 from tenrec_jax.training.trainer import FitResult

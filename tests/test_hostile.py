@@ -40,14 +40,14 @@ def seal_again(folder: Path) -> None:
             seal(path.parent, facts, name=path.name)
 
 
-def refuse(read: Callable[[Path], Any], folder: Path, file: str, what: str) -> None:
+def assert_refused(read: Callable[[Path], Any], folder: Path, file: str, what: str) -> None:
     # An index is told by its folder where ScaNN does not say which file it was.
     named = f"{re.escape(Path(file).name)}|{re.escape(str((folder / file).parent))}"
     with pytest.raises((UserError, MirrorError), match=named):
         pytest.fail(f"{file} with {what} gave {read(folder)}")
 
 
-def refuse_files(folder: Path, readers: Readers, tmp_path: Path, *, all_pairs: bool = True) -> None:
+def assert_files_are_refused(folder: Path, readers: Readers, tmp_path: Path, *, all_pairs: bool = True) -> None:
     """Put hostile contents in the place of files, with hashes that fit: each in each, or each in one and in each one some."""
     mark, files = tmp_path / "ran", defaultdict(list)
     for file in kept(folder):
@@ -60,7 +60,7 @@ def refuse_files(folder: Path, readers: Readers, tmp_path: Path, *, all_pairs: b
                 (changed / file).write_bytes(data)
                 seal_again(changed)
                 for read in readers:
-                    refuse(read, changed, file, what)
+                    assert_refused(read, changed, file, what)
                 shutil.rmtree(changed)
     assert not mark.exists()
 
@@ -69,13 +69,15 @@ def refuse_files(folder: Path, readers: Readers, tmp_path: Path, *, all_pairs: b
 def test_files_of_an_artefact_may_be_hostile_though_their_hashes_fit(
     artefact: str, artefacts: Path, tmp_path: Path
 ) -> None:
-    refuse_files(artefacts / artefact, READERS[artefact], tmp_path, all_pairs=artefact in ("table", "index"))
+    assert_files_are_refused(
+        artefacts / artefact, READERS[artefact], tmp_path, all_pairs=artefact in ("table", "index")
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("artefact", ["recommender", "exported"])
 def test_every_file_of_an_artefact_may_be_hostile_in_every_way(artefact: str, artefacts: Path, tmp_path: Path) -> None:
-    refuse_files(artefacts / artefact, READERS[artefact], tmp_path)
+    assert_files_are_refused(artefacts / artefact, READERS[artefact], tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +91,14 @@ def scann_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_that_scann_reads_may_be_hostile(scann_folder: Path, tmp_path: Path) -> None:
-    refuse_files(scann_folder, (load_index,), tmp_path)
+    assert_files_are_refused(scann_folder, (load_index,), tmp_path)
 
 
 def test_what_scann_would_unpickle_is_refused_and_not_run(scann_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(scann_folder, tmp_path / "index"))
     (folder / "scann" / "scann_docids.pkl").write_bytes(pickled(tmp_path / "ran"))
     seal_again(folder)
-    refuse(load_index, folder, "scann/scann_docids.pkl", "a pickle")
+    assert_refused(load_index, folder, "scann/scann_docids.pkl", "a pickle")
     assert not (tmp_path / "ran").exists()
 
 
@@ -106,7 +108,7 @@ def test_leaves_that_there_are_not_are_refused(scann_folder: Path, tmp_path: Pat
     leaf_N[3] = 2**30
     np.save(folder / "scann" / "datapoint_to_token.npy", leaf_N)
     seal_again(folder)
-    refuse(load_index, folder, "scann/datapoint_to_token.npy", "another leaf")
+    assert_refused(load_index, folder, "scann/datapoint_to_token.npy", "another leaf")
 
 
 def test_a_hostile_probe_is_refused_on_both_sides(artefacts: Path, tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_a_hostile_probe_is_refused_on_both_sides(artefacts: Path, tmp_path: Pat
         with pytest.raises(MirrorError, match=r"probe\.safetensors"):
             probe.stored(exported)
     seal_again(exported)
-    refuse(READERS["exported"][0], exported, "probe.safetensors", what)
+    assert_refused(READERS["exported"][0], exported, "probe.safetensors", what)
 
 
 def test_parquet_of_a_stranger_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

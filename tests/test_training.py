@@ -25,10 +25,11 @@ from tenrec_jax.models.features import FeatureConfig
 from tenrec_jax.models.ranker import Ranker
 from tenrec_jax.parameters import assembled, named
 from tenrec_jax.run_data import RunData
+from tenrec_jax.stages import METRICS
 from tenrec_jax.timeline import Events, Profile
 from tenrec_jax.training.id_spaces import TABLES
 from tenrec_jax.training.loop_clock import LoopClock, peak_memory
-from tenrec_jax.training.metrics_writer import METRICS, TIMINGS, read_lines
+from tenrec_jax.training.metrics_writer import TIMINGS, read_lines
 from tenrec_jax.training.optimizers import Optimizer, OptimizerConfig, learning_rate_schedule, make_optimizer
 from tenrec_jax.training.parallel import AXIS, DataParallel
 from tenrec_jax.training.tables import TableOptimizerConfig

@@ -17,7 +17,8 @@ import pytest
 from launched import DEADLINE, ROOT, children, environment
 from safetensors.numpy import load_file
 
-from tenrec_jax.training.metrics_writer import METRICS, read_lines
+from tenrec_jax.stages import METRICS
+from tenrec_jax.training.metrics_writer import read_lines
 
 WEIGHTS = "recommender/retrieval.safetensors"
 CHECKPOINTS = Path("checkpoints", "retrieval")

@@ -32,9 +32,10 @@ from harness import WARM_UP, Clock, Result, Step, Usage, measure, median_millise
 from timelines import SyntheticBatches, ranking_task
 
 from tenrec_jax.parameters import named
+from tenrec_jax.stages import METRICS
 from tenrec_jax.training import tables
 from tenrec_jax.training.checkpoints import Checkpoints
-from tenrec_jax.training.metrics_writer import METRICS, TIMINGS, read_lines
+from tenrec_jax.training.metrics_writer import TIMINGS, read_lines
 from tenrec_jax.training.optimizers import TrainState, make_optimizer
 from tenrec_jax.training.parallel import DataParallel
 from tenrec_jax.training.tables import TableOptimizerConfig

@@ -17,7 +17,8 @@ from tenrec_jax.evaluation.stats_report import JSON_FILE
 from tenrec_jax.evaluation.tables import aligned, interval
 from tenrec_jax.files import read_json, write_text
 from tenrec_jax.retrieval.base import TUNING_FILE
-from tenrec_jax.training.metrics_writer import METRICS, TIMINGS, read_lines
+from tenrec_jax.stages import METRICS
+from tenrec_jax.training.metrics_writer import TIMINGS, read_lines
 
 HEADLINE = ("recall@10", "ndcg@10", "hit@1", "mrr")
 

@@ -7,7 +7,6 @@ A checkpoint is written beside its place, sealed with the SHA-256 of every file,
 does the arrays, which it writes well but neither hashes nor replaces by older ones when they are damaged.
 """
 
-import itertools
 import logging
 import shutil
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from tenrec_jax.errors import UserError
-from tenrec_jax.files import flush, flush_tree, full_disk, read_json, write_json
+from tenrec_jax.files import flush, flush_tree, free_name, full_disk, read_json, write_json
 from tenrec_jax.sealed import KIND, VERSION, DamagedError, Kind, open_sealed, seal
 from tenrec_jax.training.parallel import DataParallel
 
@@ -198,8 +197,7 @@ class Checkpoints:
         return 0
 
     def _set_aside(self, step: int, error: DamagedError) -> None:
-        names = itertools.chain([f"{step}{ASIDE}"], (f"{step}{ASIDE}-{number}" for number in itertools.count(2)))
-        place = next(self._folder / name for name in names if not (self._folder / name).exists())
+        place = free_name(self._folder / f"{step}{ASIDE}")
         (self._folder / str(step)).rename(place)
         flush(self._folder)
         logger.warning("checkpoint %d cannot be used and is kept as %s: %s", step, place, error)

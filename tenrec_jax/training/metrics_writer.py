@@ -13,8 +13,9 @@ import tensorboardX
 from tqdm import tqdm
 
 from tenrec_jax.files import write_text
+from tenrec_jax.stages import METRICS
 
-METRICS, TIMINGS, BAD_BATCHES = "metrics.jsonl", "timings.jsonl", "bad_batches.jsonl"
+TIMINGS, BAD_BATCHES = "timings.jsonl", "bad_batches.jsonl"
 # What a checkpoint keeps a copy of: these files are part of a run's result.
 KEPT = (METRICS, BAD_BATCHES)
 

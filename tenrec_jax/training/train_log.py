@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from clu.metrics import Average, Collection, LastValue, Metric
 
+from tenrec_jax.stages import METRICS
 from tenrec_jax.training.checkpoints import Progress, Saved
 from tenrec_jax.training.loop_clock import LoopClock, peak_memory
-from tenrec_jax.training.metrics_writer import METRICS, MetricsWriter, progress_bar, read_lines
+from tenrec_jax.training.metrics_writer import MetricsWriter, progress_bar, read_lines
 from tenrec_jax.training.optimizers import Named, Norms
 from tenrec_jax.training.parallel import DataParallel
 

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from typing import NamedTuple, TextIO
 
 from tenrec_jax.training.heartbeat import HEARTBEAT
+from tenrec_jax.training.stopping import SIGNALS
 
 # How a process is told its place, where no scheduler that JAX knows does it. JAX itself reads the first. This module does without JAX.
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -22,7 +23,7 @@ WRONG_USE = 2
 # A worker imports what it needs before it is heard of for the first time.
 START_SECONDS = 600.0
 RESUMES = "The same command resumes the run."
-STOPPED = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}
+STOPPED = {128 + number: number for number in SIGNALS}
 
 
 class Ended(NamedTuple):
