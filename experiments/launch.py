@@ -29,11 +29,12 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from tenrec_jax.config import STAGES, RunConfig, from_mapping, refuse_overrides
+from tenrec_jax.config import STAGES, RunConfig, from_mapping
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.report import results_table
 from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.plan import describe
+from tenrec_jax.settings_reader import refuse_overrides
 from tenrec_jax.training.heartbeat import Heartbeat
 from tenrec_jax.training.parallel import DataParallel, How, join_processes, leave_processes
 from tenrec_jax.training.workers import end_with_launcher, supervise
@@ -153,7 +154,7 @@ def _help() -> str:
 def _parse(arguments: list[str]) -> RunConfig:
     named = any(argument.split("=")[0].lstrip("-") == "config" for argument in arguments[1:])
     default = [] if named else [f"--config={QUICK_START}"]
-    refuse_overrides(_overrides(arguments))
+    refuse_overrides(_overrides(arguments), RunConfig)
     try:
         left_over = flags.FLAGS([arguments[0], *default, *arguments[1:]])[1:]
         values = CONFIG.value
