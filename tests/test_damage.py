@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from faults import FAULTS, apply
 from small_artefacts import READERS, kept
 
 from tenrec_jax import stages
@@ -19,8 +20,6 @@ from tenrec_jax.errors import UserError
 from tenrec_jax.sealed import seal
 from tenrec_jax.verify import verify
 from torch_mlu_backend.errors import UserError as MirrorError
-
-FAULTS = ("flip", "truncate", "zero", "delete", "swap")
 
 
 class Damage(NamedTuple):
@@ -41,33 +40,6 @@ def drawn(artefacts: Path, count: int, random: np.random.Generator) -> Iterator[
         place = number // len(pairs) % len(ours)
         other = ours[(place + int(random.integers(1, len(ours)))) % len(ours)]
         yield Damage(artefact, fault, (ours[place], other) if fault == "swap" else (ours[place],))
-
-
-def apply(folder: Path, damage: Damage, random: np.random.Generator) -> None:
-    """Put a fault into a file; places are drawn until its bytes change."""
-    path = folder / damage.files[0]
-    before = path.read_bytes()
-    if damage.fault == "delete":
-        path.unlink()
-        return
-    if damage.fault == "swap":
-        # By renaming, which leaves each file's own times as they were.
-        other = folder / damage.files[1]
-        path.rename(path.with_name("between"))
-        other.rename(path)
-        path.with_name("between").rename(other)
-        return
-    after = bytearray(before)
-    while after == before:
-        place = int(random.integers(len(before)))
-        if damage.fault == "flip":
-            after[place] ^= 1 << int(random.integers(8))
-        elif damage.fault == "truncate":
-            del after[place:]
-        else:
-            stretch = after[place : place + int(random.integers(1, 200))]
-            after[place : place + len(stretch)] = bytes(len(stretch))
-    path.write_bytes(after)
 
 
 def told(read: Callable[[Path], object], folder: Path, files: tuple[str, ...]) -> bool:
@@ -92,7 +64,7 @@ def assert_all_told(artefacts: Path, tmp_path: Path, count: int, tell: Callable[
         shutil.copytree(artefacts / damage.artefact, folder)
         if damage.artefact == "table":
             open_table(folder)  # the times of its files are noted, and must not hide what comes after
-        apply(folder, damage, random)
+        apply(damage.fault, folder / damage.files[0], folder / damage.files[-1], random)
         # Without its manifest nothing can be said of a folder's other files.
         manifests = tuple(sorted(name for name in damage.files if name.endswith(("manifest.json", "index.json"))))[::-1]
         names = manifests[:1] or damage.files
