@@ -426,7 +426,7 @@ def test_the_recommend_command_prints_a_table_or_json(
     answer = json.loads(text)
     assert [item["item_id"] for item in answer["items"]] == [int(line.split()[1]) for line in table.splitlines()[1:4]]
     _, nobody, _ = run_command("recommend", "--recommender", workdir / "recommender", "--history", "", "--k", 3)
-    assert len(nobody.splitlines()) == 5
+    assert len(nobody.splitlines()) == 6
 
 
 def test_commands_fail_with_one_message_and_code_2(run_command: Callable, workdir: Path, tmp_path: Path) -> None:
