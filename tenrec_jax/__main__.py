@@ -25,7 +25,8 @@ from tenrec_jax.evaluation.stats_report import JSON_FILE, PAGE_FILE, summary, wr
 from tenrec_jax.files import json_text
 from tenrec_jax.interop import commands as interop
 from tenrec_jax.interop.original_scorer import OriginalScorer, is_original
-from tenrec_jax.recommender import Recommendations, RecommendedItem, Recommender
+from tenrec_jax.recommender import Recommender
+from tenrec_jax.requests import Recommendations, RecommendedItem
 
 EXAMPLES = """examples:
   tenrec-jax synth --kind qb_video --rows 300000 --seed 0 --out twin.csv
@@ -250,7 +251,8 @@ def _columns(text: str | None) -> dict[str, str] | None:
 def _recommend(options: argparse.Namespace) -> None:
     recommender = Recommender.load(options.recommender)
     user, history = _who(options, *recommender.ids_are_text)
-    answer = recommender.recommend(user_id=user, history=history, k=options.k, exclude_seen=not options.include_seen)
+    rules = dataclasses.replace(recommender.rules, exclude_seen=not options.include_seen)
+    answer = recommender.recommend(user_id=user, history=history, k=options.k, rules=rules)
     print(json.dumps(dataclasses.asdict(answer)) if options.json else _table(answer, options.k))
 
 
@@ -329,9 +331,9 @@ def _table(answer: Recommendations, k: int) -> str:
     if answer.unknown_items:
         lines.append(f"Not in the catalogue, read as unknown: {', '.join(map(str, answer.unknown_items))}")
     times = ", ".join(f"{name} {value:.1f}" for name, value in answer.milliseconds.items())
-    lines.append(
-        f"{answer.history_length} events read, {answer.seen_removed} seen items removed; ms: {times}; version {answer.version}"
-    )
+    for effect in answer.effects:
+        lines.append(f"{effect.rule}: {len(effect.removed)} removed, {len(effect.moved)} moved")
+    lines.append(f"{answer.history_length} events; ms: {times}; version {answer.version}")
     return "\n".join(lines)
 
 

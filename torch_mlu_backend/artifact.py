@@ -22,7 +22,7 @@ from torch_mlu_backend import safetensors_file, weights
 from torch_mlu_backend.errors import UserError
 from torch_mlu_backend.modules.two_tower import TwoTower
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RECOMMENDER, ORIGINAL_RANKER, ORIGINAL_TWO_TOWER = "exported_recommender", "original_ranker", "original_two_tower"
 KINDS = (RECOMMENDER, ORIGINAL_RANKER, ORIGINAL_TWO_TOWER)
 RETRIEVAL, RANKING, MODEL = "retrieval.safetensors", "ranking.safetensors", "model.safetensors"
@@ -121,7 +121,7 @@ def load(folder: Path) -> Artifact:
     manifest = read_manifest(folder)
     if manifest["kind"] != RECOMMENDER:
         raise UserError(f"{folder} holds a {manifest['kind']}: it can score given items, but has no catalogue.")
-    candidates, action_values = _load_rules(folder / RULES)
+    candidates, action_values = _load_rules(folder / RULES, manifest["actions"])
     return Artifact(
         manifest,
         weights.load(folder / RETRIEVAL, weights.TWO_TOWER),
@@ -221,14 +221,22 @@ def _text_ids(path: Path) -> dict[str, list[str]]:
     return text
 
 
-def _load_rules(path: Path) -> tuple[int, tuple[float, ...]]:
+def _load_rules(path: Path, actions: list[str]) -> tuple[int, tuple[float, ...]]:
+    """The number of candidates and the worth of each action. Rules that are off, as they are by default, need not be known here."""
     try:
-        rules = json.loads(path.read_text(encoding="utf-8"))
-        candidates, values = rules["candidates"], tuple(map(float, rules["action_values"]))
+        stated = json.loads(path.read_text(encoding="utf-8"))
+        candidates, rules = stated["candidates"], stated["rules"]
+        values = tuple(float(rules["action_values"][action]) for action in actions)
         if type(candidates) is not int or candidates < 1:
             raise ValueError(f"candidates is {candidates!r}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        # What is on, and not by default.
+        others = [name for name in rules.keys() - {"action_values"} if bool(rules[name]) != (name == "exclude_seen")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}). Export again.") from error
+    if others:
+        raise UserError(
+            f"{path}: {', '.join(sorted(others))} are set to rules that this package does not have; export without them."
+        )
     return candidates, values
 
 

@@ -48,7 +48,7 @@ class Recommendations:
     Attributes:
         version: of the recommender that was exported.
         history_length: events that were read. unknown_items: raw ids in a given history that the catalogue does not hold.
-        seen_removed: candidates left out because the user has seen them.
+        seen_removed: items that would have been among the candidates, had the user not seen them.
         milliseconds: by stage ("query", "search", "rank", "total").
     """
 
@@ -206,8 +206,9 @@ class Recommender:
             min(wanted + len(seen), len(self._vectors_ND))
         )
         item_C, score_C = catalogue.indexed[found.indices.cpu()].long(), found.values.float().cpu()
-        fresh_C = ~torch.isin(item_C, seen)
-        return item_C[fresh_C][:wanted], score_C[fresh_C][:wanted], int((~fresh_C).sum())
+        fresh = (~torch.isin(item_C, seen)).nonzero()[:wanted, 0]
+        last = int(fresh[-1]) + 1 if len(fresh) == wanted else len(item_C)
+        return item_C[fresh], score_C[fresh], last - len(fresh)
 
     def _scored(self, profile: Profile, events: Events, item_C: Tensor, score_C: Tensor) -> list[RecommendedItem]:
         """The items in the order given."""

@@ -6,7 +6,7 @@ retrieval's, and that says little of which order people would like better: only 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.evaluation.evaluator import RetrievalEvaluator
 from tenrec_jax.evaluation.statistics import bootstrap_means
 from tenrec_jax.models.compiled import probabilities_after
+from tenrec_jax.requests import ActionValues
 from tenrec_jax.retrieval.index import ItemIndex
 from tenrec_jax.timeline import Events, Profile
 
@@ -45,11 +46,11 @@ class CandidateRanker:
         visible: np.ndarray,
         *,
         max_length: int,
-        action_values: Sequence[float],
+        action_values: ActionValues,
     ) -> None:
         self._model, self._parameters, self._table, self._vocabulary = model, parameters, table, vocabulary
         self._reader, self._max_length = TimelineReader(table, vocabulary, visible), max_length
-        self._values_A = np.asarray(action_values[: len(table.actions)])
+        self._values_A = np.asarray(action_values.of(table.actions))
 
     def worth(self, user: int, item_C: np.ndarray, block: int) -> np.ndarray:
         """Expected worth [C] of these dense items to a dense user, so many in a call; each block size is compiled once."""
