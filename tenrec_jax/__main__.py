@@ -27,6 +27,7 @@ from tenrec_jax.interop import commands as interop
 from tenrec_jax.interop.original_scorer import OriginalScorer, is_original
 from tenrec_jax.recommender import Recommender
 from tenrec_jax.requests import Recommendations, RecommendedItem
+from tenrec_jax.serving import commands as serving_commands
 
 EXAMPLES = """examples:
   tenrec-jax synth --kind qb_video --rows 300000 --seed 0 --out twin.csv
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_stats(commands)
     _add_serving(commands)
+    serving_commands.add_command(commands)
     interop.add_commands(commands)
     compare.add_command(commands)
     verify.add_command(commands)
