@@ -167,7 +167,13 @@ class _Evaluation:
             action_values=serving.rules.action_values,
         )
         found = two_stage_results(
-            evaluator, query_UD, self._models.index, ranker, candidates=serving.candidates, **self._bootstrap
+            evaluator,
+            query_UD,
+            self._models.index,
+            ranker,
+            candidates=serving.candidates,
+            retrieval_weight=serving.rules.retrieval_weight,
+            **self._bootstrap,
         )
         return {"two_stage": found}
 
