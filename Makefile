@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := bash
 # What the tests need, as `pip install` takes it.
-EXTRAS := .[scann,torch,plot,ray,dev]
+EXTRAS := .[scann,torch,plot,ray,serve,dev]
 # Environments of their own, which nothing else uses.
 AUDIT := .venv-audit
 LATEST := .venv-latest
@@ -30,7 +30,7 @@ test-latest:  ## the test suite with the newest versions that setup.cfg allows, 
 # --strict: a version of which the advisory service knows nothing is an error, not a pass.
 audit:  ## known vulnerabilities of the pinned versions, and sbom.cdx.json, a CycloneDX bill of materials
 	$(PYTHON) -m venv --clear $(AUDIT)
-	$(AUDIT)/bin/python -m pip install --quiet --constraint constraints.txt ".[scann,torch,plot,ray]"
+	$(AUDIT)/bin/python -m pip install --quiet --constraint constraints.txt ".[scann,torch,plot,ray,serve]"
 	$(PYTHON) -m venv --clear $(AUDIT)-tools
 	$(AUDIT)-tools/bin/python -m pip install --quiet ".[audit]"
 	$(AUDIT)-tools/bin/cyclonedx-py environment --output-reproducible --output-file sbom.cdx.json $(AUDIT)/bin/python

@@ -375,7 +375,9 @@ class Recommender:
             (user.state,) = self._states.extend([_state(user)], [new])
             user.events = events.part(slice(max(0, len(events.item) - longest), None))
         user.length += len(new.item)
-        user.seen = np.union1d(user.seen, new.item)
+        fresh = np.unique(new.item)
+        fresh = fresh[~is_among(fresh, user.seen)]
+        user.seen = np.insert(user.seen, np.searchsorted(user.seen, fresh), fresh)  # sorting all would take longer
 
     def _search(self, asked: Sequence[_Asked]) -> list[AllowedHits]:
         """The candidates of each request. Those that want equally many are searched together: nobody's hang on another's wish."""

@@ -39,7 +39,7 @@ def link(versions: tuple[Path, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(link: Path) -> Iterator[Served]:
-    with served(link, max_batch=4, watch_seconds=0.02) as running:
+    with served(link, watch_seconds=0.02) as running:
         yield running
     assert not running.failures
 
@@ -136,13 +136,17 @@ def test_a_recommender_that_does_not_fit_what_was_told_is_refused(server: Served
     assert server.client.post("/v1/recommend", json=ASKED).json()["version"] == first
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_sigterm_and_answers_what_is_in_flight(versions: tuple[Path, Path], tmp_path: Path):
     token, log = tmp_path / "token", tmp_path / "log"
     token.write_text("correct-horse-battery\n")
     flags = ["--port=0", f"--token_file={token}", "--max_batch=2", "--batch_milliseconds=1000"]
     command = [sys.executable, "-m", "tenrec_jax", "serve", str(versions[1]), *flags]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
-    with log.open("w") as said, subprocess.Popen(command, stderr=said, env=os.environ | cache) as process:
+    quick = {
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    with log.open("w") as said, subprocess.Popen(command, stderr=said, env=os.environ | quick) as process:
         port = until(lambda: re.search(r"listening on http://127\.0\.0\.1:(\d+)", log.read_text()))[1]
         head = {"authorization": "Bearer correct-horse-battery"}
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=head, timeout=DEADLINE) as client:

@@ -50,7 +50,8 @@ ID_SCHEMA: dict[str, Any] = {
 Id = Annotated[RawId, PlainValidator(raw_id), WithJsonSchema(ID_SCHEMA)]
 Action = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Value = Annotated[float, Field(allow_inf_nan=False)]
-Weight = Annotated[Value, Field(ge=0)]
+# The models' numbers have 32 bits: sums of far larger ones would not be finite.
+Weight = Annotated[Value, Field(ge=0, le=1e6)]
 Category = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
