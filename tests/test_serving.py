@@ -240,7 +240,7 @@ def test_a_body_without_a_length_is_counted_as_it_comes(client):
 
 
 def test_every_answer_bears_the_security_headers_an_id_and_its_times(client):
-    answers = [client.get(path) for path in ("/healthz", "/docs", "/metrics", "/nowhere", "/openapi.json")]
+    answers = [client.get(path) for path in ("/", "/healthz", "/docs", "/metrics", "/nowhere", "/openapi.json")]
     answers.append(client.post("/v1/recommend", json={"user_id": USER}))
     answers.append(client.post("/v1/recommend", content=b"{", headers=JSON))
     for answer in answers:
