@@ -11,6 +11,8 @@ from tenrec_jax.serving.app import create_app
 from tenrec_jax.serving.service import ServeOptions
 
 LOG = logging.getLogger("tenrec_jax.serving")
+# Longer than proxies keep idle connections (60 seconds is usual): whoever closes first must not be the one that may be asked just then.
+KEEP_ALIVE_SECONDS = 75
 
 
 def serve(options: ServeOptions, host: str, port: int) -> None:
@@ -49,6 +51,7 @@ def make_server(app: object, options: ServeOptions) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=patience,
         )
     )
