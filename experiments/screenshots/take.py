@@ -3,8 +3,8 @@
 tenrec-jax serve runs/movielens/recommender &
 python experiments/screenshots/take.py --address http://127.0.0.1:8080/
 
-Needs chromium, chromedriver and selenium (the extra dev). The pictures are written beside this file. The first user's like, which one of
-them shows, is told to the server: take a server that may forget it.
+Needs chromium, chromedriver, selenium (the extra dev) and Pillow (which the extra plot brings). The pictures are written beside this
+file. One of them shows what the first user's like changes, which the server is told: take one that may forget it.
 """
 
 import argparse
