@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import mirrors
 import numpy as np
+import pdoc
 import pytest
 import torch
 from absl.testing import flagsaver
@@ -302,3 +303,16 @@ def anchors(page: Path) -> set[str]:
     """The fragments of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_reference_renders_without_warnings_and_needs_no_network(tmp_path: Path) -> None:
+    pdoc.render.configure(docformat="google")
+    pdoc.pdoc("tenrec_jax.models.pooling", output_directory=tmp_path)
+    pages = {
+        path.relative_to(tmp_path).as_posix(): path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")
+    }
+    page = pages["tenrec_jax/models/pooling.html"]
+    assert "prefix_pools" in page
+    assert "the neutral element of" in page
+    for text in pages.values():
+        assert not re.search(r"""<(script|link|img|iframe)[^>]*=\s*["'](https?:)?//|@import|url\(["']?http""", text)
