@@ -37,7 +37,10 @@ from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.interop.original import load_state
 from torch_mlu_backend import __main__ as mirror_command
 
-PAGES = ("README.md", "data/README.md", "experiments/README.md", "torch_mlu_backend/README.md", "CONTRIBUTING.md")
+PAGES = (
+    *("README.md", "GLOSSARY.md", "CONTRIBUTING.md"),
+    *("data/README.md", "experiments/README.md", "torch_mlu_backend/README.md"),
+)
 SMALLER = {
     "--rows 300000": "--rows 2000",
     "range(1, 100)": "range(1, 6)",
@@ -297,6 +300,8 @@ def test_links_paths_and_names_lead_somewhere(page: str) -> None:
         assert any((base / path).exists() for base in (ROOT, (ROOT / page).parent)), path
     for name in re.findall(r"`((?:tenrec_jax|torch_mlu_backend)(?:\.\w+)+)(?:\(\))?`", text):
         assert pydoc.locate(name) is not None, name
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert any(f"def {name}(" in path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")), name
 
 
 def anchors(page: Path) -> set[str]:
