@@ -51,7 +51,7 @@ LAUNCH = "python experiments/launch.py"
 # The commands that a block without a language must not hold.
 UNMARKED = re.compile(r"^\s*(\$|tenrec-jax|python|make|pip|sbatch|kubectl|source|import|from) ?", re.MULTILINE)
 # Files that the repository keeps; others with a slash are what a run leaves.
-SOURCE_PATH = re.compile(r"`([\w.-]+(?:/[\w.-]+)+\.(?:py|md|sbatch|yaml|cfg|toml|npz))`")
+SOURCE_PATH = re.compile(r"(?<![\w./-])[\w.-]+(?:/[\w.-]+)+\.(?:py|md|sbatch|yaml|cfg|toml)\b")
 
 
 class Fence(NamedTuple):
@@ -88,6 +88,11 @@ SCRIPTS = [fence for fence in FENCES if fence.info[:1] == ("bash",)]
 def prose(page: str) -> str:
     """A page without its blocks."""
     return re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def inline(text: str) -> list[str]:
+    """What stands between backticks on a line."""
+    return re.findall(r"`([^`\n]+)`", text)
 
 
 def examples_in(help_text: str) -> list[str]:
@@ -177,7 +182,7 @@ def test_every_python_block_parses(script: Fence) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_in_running_text_name_commands_and_flags_that_exist(page: str, at_root: pytest.MonkeyPatch) -> None:
-    for line in re.findall(r"`([^`\n]+)`", prose(page)):
+    for line in inline(prose(page)):
         name = known_command(line)
         if name is not None:
             words, known = line.removeprefix(name).split(), subcommands(COMMANDS[name]._parser())
@@ -185,6 +190,16 @@ def test_commands_in_running_text_name_commands_and_flags_that_exist(page: str, 
                 options = {option for action in known[words[0]]._actions for option in action.option_strings}
                 assert {word.partition("=")[0] for word in words if word.startswith("--")} <= options, line
         elif (line.startswith(LAUNCH) and "=..." not in line) or line.startswith("make "):
+            parse(line, at_root)
+
+
+def test_the_commands_of_the_launcher_and_of_every_config_parse(at_root: pytest.MonkeyPatch) -> None:
+    files = [ROOT / "experiments" / "launch.py", *(ROOT / "experiments" / "configs").glob("*.py")]
+    for file in files:
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        commands = re.findall(rf"{LAUNCH}(?: \S+)*", text)
+        assert commands, file
+        for line in commands:
             parse(line, at_root)
 
 
@@ -296,7 +311,7 @@ def test_links_paths_and_names_lead_somewhere(page: str) -> None:
             there = (ROOT / page).parent / path if path else ROOT / page
             assert there.exists(), target
             assert not anchor or anchor in anchors(there), target
-    for path in SOURCE_PATH.findall(text):
+    for path in SOURCE_PATH.findall("\n".join(inline(text))):
         assert any((base / path).exists() for base in (ROOT, (ROOT / page).parent)), path
     for name in re.findall(r"`((?:tenrec_jax|torch_mlu_backend)(?:\.\w+)+)(?:\(\))?`", text):
         assert pydoc.locate(name) is not None, name
