@@ -21,6 +21,7 @@ from tenrec_jax.evaluation.side_by_side import write_side_by_side
 from tenrec_jax.evaluation.stats_report import JSON_FILE, PAGE_FILE, summary, write_stats
 from tenrec_jax.files import json_text
 from tenrec_jax.interop import commands as interop
+from tenrec_jax.serving import commands as serving_commands
 
 EXAMPLES = """examples:
   tenrec-jax synth --kind qb_video --rows 300000 --seed 0 --out twin.csv
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_stats(commands)
     asking.add_commands(commands)
+    serving_commands.add_command(commands)
     interop.add_commands(commands)
     compare.add_command(commands)
     verify.add_command(commands)

@@ -24,7 +24,7 @@ from tenrec_jax.settings import Count, Natural, NonNegative, Settings, Share
 from tenrec_jax.settings_reader import read_settings
 from tenrec_jax.training.trainer import TrainConfig
 
-STAGES = ("data", "retrieval", "index", "ranking", "evaluate", "export")
+STAGES = ("data", "retrieval", "index", "ranking", "validate", "evaluate", "export")
 
 
 @dataclass(frozen=True)

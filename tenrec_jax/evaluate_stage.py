@@ -1,4 +1,4 @@
-"""The evaluate stage of a run: validation and, once, test; what `eval/` holds afterwards.
+"""The stages of a run that evaluate, `validate` and, once, `evaluate` on the test part; what `eval/` holds afterwards.
 
 val.json  test.json                                  metrics with intervals, baselines beside them
 val_predictions.parquet  predictions.parquet         from which they can be computed again (`evaluation.predictions`)
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 INDEX_DEPTH, INDEX_QUERIES = 100, 1000
 DETAILS = "test_details.json"
+RESULTS = {Part.VALIDATION: "val.json", Part.TEST: "test.json"}
 PREFIXES = {Part.VALIDATION: "val_", Part.TEST: ""}
 # How the run chose: no choice looks at a test row.
 SELECTION = {
@@ -61,26 +62,27 @@ def evaluate(
     workdir: Path,
     data: RunData,
     models: Models,
+    part: Part,
     seconds: Mapping[str, float],
     truth: Path | None,
     changes: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Evaluate both parts and write the files.
+    """Evaluate a part and write its files.
 
     Args:
         config: of the run.
         workdir: whose `eval/` is written.
         data: the run's.
         models: the run's.
+        part: VALIDATION, or TEST, which is written down before it is read.
         seconds: of the stages so far.
         truth: file of the true probabilities, where the log is a synthetic twin.
         changes: of configuration, data or code while the run went on.
     """
-    for part, name in ((Part.VALIDATION, "val"), (Part.TEST, "test")):
-        opened = record_opening(workdir) if part == Part.TEST else None
-        results = _Evaluation(config, workdir, data, models, part).results(truth)
-        results |= {"selection": SELECTION, "seconds": dict(seconds), "changes_while_running": list(changes)}
-        write_json(workdir / "eval" / f"{name}.json", results | ({"test_opened": opened} if opened else {}))
+    opened = record_opening(workdir) if part == Part.TEST else None
+    results = _Evaluation(config, workdir, data, models, part).results(truth)
+    results |= {"selection": SELECTION, "seconds": dict(seconds), "changes_while_running": list(changes)}
+    write_json(workdir / "eval" / RESULTS[part], results | ({"test_opened": opened} if opened else {}))
 
 
 class _Evaluation:
@@ -165,7 +167,13 @@ class _Evaluation:
             action_values=serving.rules.action_values,
         )
         found = two_stage_results(
-            evaluator, query_UD, self._models.index, ranker, candidates=serving.candidates, **self._bootstrap
+            evaluator,
+            query_UD,
+            self._models.index,
+            ranker,
+            candidates=serving.candidates,
+            retrieval_weight=serving.rules.retrieval_weight,
+            **self._bootstrap,
         )
         return {"two_stage": found}
 

@@ -4,7 +4,8 @@
     retrieval  train the two-tower                                    checkpoints/retrieval/  recommender/retrieval.safetensors
     index      search structure over the item vectors                 recommender/index/
     ranking    train the Fastformer ranker                            checkpoints/ranking/  recommender/ranking.safetensors
-    evaluate   validation and, once, test                             eval/
+    validate   evaluate on the validation part                        eval/val*
+    evaluate   evaluate, once, on the test part                       eval/
     export     id maps, histories, rules, manifest; the report        recommender/  report.html
 
 A finished stage is written down in `stages.json` with the hashes of what it left, and not run again while these hold; an unfinished one
@@ -245,16 +246,16 @@ class Pipeline:
         task = self._data.ranking_task(evaluate)
         self._fit(task, self.config.ranking.train, artifact.RANKING_WEIGHTS)
 
+    def _run_validate(self) -> None:
+        self._evaluate(Part.VALIDATION)
+
     def _run_evaluate(self) -> None:
-        models = Models(
-            self._two_tower,
-            self._ranker if self.config.ranking.enabled else None,
-            self._item_vectors(),
-            load_index(self.recommender / artifact.INDEX),
-        )
+        self._evaluate(Part.TEST)
+
+    def _evaluate(self, part: Part) -> None:
         seconds = {stage: record["seconds"] for stage, record in self._records().items()}
         truth = None if self.config.data.path else self._twin.with_suffix(".truth.parquet")
-        evaluate(self.config, self.workdir, self._data, models, seconds, truth, self._changes_before())
+        evaluate(self.config, self.workdir, self._data, self._models, part, seconds, truth, self._changes_before())
 
     def _run_export(self) -> None:
         artifact.finish(
@@ -288,6 +289,15 @@ class Pipeline:
     @property
     def _twin(self) -> Path:
         return self.workdir / "source" / f"{self.config.data.kind}_twin.csv"
+
+    @cached_property
+    def _models(self) -> Models:
+        return Models(
+            self._two_tower,
+            self._ranker if self.config.ranking.enabled else None,
+            self._item_vectors(),
+            load_index(self.recommender / artifact.INDEX),
+        )
 
     def _item_vectors(self) -> np.ndarray:
         model_ids = self._data.model_ids(self.config.retrieval.model.features)

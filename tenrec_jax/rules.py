@@ -48,16 +48,18 @@ class Ruled(NamedTuple):
 
 
 def by_worth(candidates: Candidates, values: ActionValues, actions: tuple[str, ...], weight: float) -> Candidates:
-    """Order by `worth * exp(weight * (retrieval - the best's))`; by retrieval where there is no ranker. Ties keep retrieval's order.
-
-    The product is that of what the ranker expects of showing an item and, to the power of `weight`, the probability that retrieval's
-    softmax gives it.
-    """
+    """Order by the `fused` worth; by retrieval where there is no ranker. Ties keep retrieval's order."""
     score_C = candidates.retrieval_C
-    if candidates.probability_CA.shape[1] and len(score_C):
-        relative_C = np.exp(weight * (candidates.retrieval_C - candidates.retrieval_C.max()))
-        score_C = candidates.probability_CA @ np.asarray(values.of(actions), np.float32) * relative_C
+    if candidates.probability_CA.shape[1]:
+        worth_C = candidates.probability_CA @ np.asarray(values.of(actions), np.float32)
+        score_C = fused(worth_C, candidates.retrieval_C, weight)
     return candidates._replace(score_C=score_C).at(np.argsort(-score_C, kind="stable"))
+
+
+def fused(worth_C: Floats, retrieval_C: Floats, weight: float) -> Floats:
+    """`worth * exp(weight * (retrieval - the best's))`, [C]: what the ranker expects of showing an item, times the probability that
+    retrieval's softmax gives it, to the power of `weight`."""
+    return worth_C * np.exp(weight * (retrieval_C - retrieval_C.max(initial=-np.inf)))
 
 
 def diversified(candidates: Candidates, share: float, k: int) -> Ruled:

@@ -26,7 +26,8 @@ LEFT: dict[str, tuple[str, ...]] = {
     "retrieval": ("recommender/retrieval.safetensors",),
     "index": (),
     "ranking": ("recommender/ranking.safetensors",),
-    "evaluate": ("eval/*.json", "eval/*.parquet"),
+    "validate": ("eval/val.json", "eval/val_*.parquet"),
+    "evaluate": ("eval/test*.json", "eval/predictions.parquet", "eval/recommendations.parquet"),
     "export": ("recommender/*.parquet", "recommender/rules.json", "recommender/manifest.json"),
 }
 SEALED: dict[str, dict[str, str]] = {"data": {"table": "manifest.json"}, "index": {"recommender/index": "index.json"}}

@@ -204,20 +204,22 @@ def test_the_commands_of_the_launcher_and_of_every_config_parse(at_root: pytest.
 
 
 class Sandbox(NamedTuple):
-    """A folder in which the commands of a page run, in this process, and what it has run."""
+    """A folder in which the blocks of a page run, in this process, and the names that its Python blocks know."""
 
     folder: Path
     patch: pytest.MonkeyPatch
+    names: dict[str, object]
 
-    def run(self, fence: Fence, names: dict[str, object]) -> None:
-        """Run a block; Python blocks know `names`."""
+    def run(self, fence: Fence) -> None:
+        """Run a block; Python blocks know what those before them named."""
         text = fence.text
         for old, new in SMALLER.items():
             text = text.replace(old, new)
         if fence.info[0] == "python":
             script = self.folder / "block.py"
             script.write_text(text, encoding="utf-8")
-            runpy.run_path(str(script), init_globals=names)
+            found = runpy.run_path(str(script), init_globals=self.names)
+            self.names.update({name: value for name, value in found.items() if not name.startswith("__")})
             return
         for line in fence._replace(text=text).commands:
             words, name = shlex.split(line, comments=True), known_command(line)
@@ -273,7 +275,7 @@ def sandbox(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sand
     """A fresh copy of it, in which commands run."""
     folder = Path(shutil.copytree(made, tmp_path / "sandbox", symlinks=True))
     monkeypatch.chdir(folder)
-    return Sandbox(folder, monkeypatch)
+    return Sandbox(folder, monkeypatch, arrays())
 
 
 def arrays() -> dict[str, object]:
@@ -288,13 +290,13 @@ def arrays() -> dict[str, object]:
 def test_the_blocks_of_a_page_run_in_order(page: str, sandbox: Sandbox) -> None:
     for fence in fences(page):
         if fence.info in (("bash",), ("python",)):
-            sandbox.run(fence, arrays())
+            sandbox.run(fence)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", [fence for fence in FENCES if fence.info[1:] == ("slow",)], ids=lambda f: f.name)
 def test_a_block_that_trains_runs(script: Fence, sandbox: Sandbox) -> None:
-    sandbox.run(script, {})
+    sandbox.run(script)
 
 
 def test_what_is_made_smaller_stands_in_a_block_that_runs() -> None:

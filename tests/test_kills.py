@@ -20,7 +20,7 @@ from interrupted_runs import TRAINED, Lab, assert_same_result, result_of, steps
 from tenrec_jax import stages
 from tenrec_jax.verify import verify
 
-STAGE_LINES = ("[1/6] data", "[3/6] index", "[5/6] evaluate", "[6/6] export")
+STAGE_LINES = ("[1/7] data", "[3/7] index", "[5/7] validate", "[6/7] evaluate", "[7/7] export")
 STOPPED = re.compile(r"Stopped by SIGTERM in stage (\w+) after step (\d+); everything is saved")
 
 
@@ -34,7 +34,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(tmp_path_factory.mktemp("lab"))
 
 
-@pytest.mark.parametrize(("kills", "stops"), [(8, 2), pytest.param(100, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "stops"), [(3, 1), pytest.param(100, 20, marks=pytest.mark.slow)])
 def test_runs_killed_and_stopped_while_they_train_end_as_if_nothing_had_been(
     lab: Lab, kills: int, stops: int, tell: Callable[[str], None]
 ) -> None:
@@ -94,7 +94,7 @@ def test_runs_killed_in_other_stages_end_as_if_nothing_had_been(
         workdir = lab.folder / f"stages-{done['runs']}"
         done["runs"] += 1
         for line in STAGE_LINES:
-            if line == "[3/6] index":
+            if line == "[3/7] index":
                 shutil.rmtree(workdir)
                 shutil.copytree(lab.whole, workdir)
                 stages.write(workdir, {stage: stages.read(workdir)[stage] for stage in ("data", *TRAINED)})
@@ -104,7 +104,7 @@ def test_runs_killed_in_other_stages_end_as_if_nothing_had_been(
             run.signal(signal.SIGKILL)
             killed = run.wait()[0] == -signal.SIGKILL
             done["kills" if killed else "too late"] += 1
-            if line == "[1/6] data":
+            if line == "[1/7] data":
                 assert_same_table(workdir, lab)
         lab.finish(workdir)
         assert_same_result(result_of(workdir), lab.result)
@@ -181,7 +181,7 @@ def assert_told_last(code: int, said: str) -> None:
     assert "Traceback" not in last, said
 
 
-@cut(2, 10)
+@cut(1, 10)
 def test_a_run_without_room_says_so_and_ends_as_if_nothing_had_been_once_there_is(
     lab: Lab, count: int, tell: Callable[[str], None]
 ) -> None:

@@ -262,7 +262,7 @@ def test_an_unfinished_run_of_other_code_is_refused_and_a_finished_one_is_told(w
 def test_what_changes_on_the_way_is_told_recorded_and_repeated_by_the_results(
     workdir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = copied(workdir, tmp_path / "run", without=["evaluate", "export"])
+    folder = copied(workdir, tmp_path / "run", without=["validate", "evaluate", "export"])
     changed = dataclasses.replace(tiny_config(), evaluation=dataclasses.replace(tiny_config().evaluation, resamples=20))
     with caplog.at_level("WARNING"):
         results = Pipeline(changed, folder, allow_changed=True).run()

@@ -8,7 +8,7 @@ retrieval's, and that says little of which order people would like better: only 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flax import nnx
@@ -20,7 +20,10 @@ from tenrec_jax.evaluation.statistics import bootstrap_means
 from tenrec_jax.models.compiled import probabilities_after
 from tenrec_jax.requests import ActionValues
 from tenrec_jax.retrieval.index import ItemIndex
+from tenrec_jax.rules import fused
 from tenrec_jax.timeline import Events, Profile
+
+T = TypeVar("T")
 
 LENGTH, USERS = 20, 500
 # The ranker alone over the whole catalogue takes seconds a user: fewer users, and no large catalogue.
@@ -85,6 +88,7 @@ def two_stage_results(
     ranker: CandidateRanker,
     *,
     candidates: int,
+    retrieval_weight: float,
     seed: int,
     resamples: int,
 ) -> dict[str, Any]:
@@ -100,9 +104,10 @@ def two_stage_results(
         index: of the first stage.
         ranker: the second stage.
         candidates: K, handed from one to the other.
+        retrieval_weight: of `rules.fused`, by which the pair orders.
         seed, resamples: of the bootstrap.
     """
-    pair = _Pair(index, ranker, candidates)
+    pair = _Pair(index, ranker, candidates, retrieval_weight)
     outcomes, alone = [], []
     for number in _spaced(len(evaluator.users), USERS):
         user, query_1D = int(evaluator.users[number]), query_UD[number : number + 1]
@@ -133,14 +138,16 @@ def two_stage_results(
 class _Pair:
     """Index and ranker, asked for one user at a time."""
 
-    def __init__(self, index: ItemIndex, ranker: CandidateRanker, candidates: int) -> None:
-        self._index, self._ranker, self._candidates = index, ranker, candidates
+    def __init__(self, index: ItemIndex, ranker: CandidateRanker, candidates: int, retrieval_weight: float) -> None:
+        self._index, self._ranker, self._candidates, self._weight = index, ranker, candidates, retrieval_weight
 
     def outcome(self, user: int, targets: np.ndarray, seen: np.ndarray, query_1D: np.ndarray) -> _Outcome:
         """What becomes of a user's targets from the index to the list."""
-        item_C, retrieval_ms = _timed(lambda: self._index.search_unseen(query_1D, seen, self._candidates).items_C)
+        hits, retrieval_ms = _timed(lambda: self._index.search_unseen(query_1D, seen, self._candidates))
+        score_C, item_C, _ = hits
         worth_C, ranking_ms = _timed(lambda: self._ranker.worth(user, item_C, self._candidates))
-        lists = {"candidates": item_C, "pair": _best(item_C, worth_C), "retrieval": item_C[:LENGTH]}
+        pair = _best(item_C, fused(worth_C, score_C, self._weight))
+        lists = {"candidates": item_C, "pair": pair, "retrieval": item_C[:LENGTH]}
         shares = {name: float(np.isin(targets, listed).mean()) for name, listed in lists.items()}
         return _Outcome(shares, {"retrieval": retrieval_ms, "ranking": ranking_ms})
 
@@ -159,7 +166,7 @@ def _best(item_C: np.ndarray, worth_C: np.ndarray) -> np.ndarray:
     return item_C[np.argsort(-worth_C, kind="stable")][:LENGTH]
 
 
-def _timed(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
     began = time.perf_counter()
     result = work()
     return result, 1e3 * (time.perf_counter() - began)
