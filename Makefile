@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := bash
 # What the tests need, as `pip install` takes it.
-EXTRAS := .[scann,torch,plot,ray,dev]
+EXTRAS := .[scann,torch,plot,ray,serve,dev]
 # Environments of their own, which nothing else uses.
 AUDIT := .venv-audit
 LATEST := .venv-latest
@@ -15,22 +15,22 @@ demo: venv  ## the quick start: synthetic log in, recommender and report out
 	$(BIN)/python experiments/launch.py
 
 test: venv  ## the test suite, on two cores
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test-slow: venv  ## the long proofs as well
-	$(BIN)/python -m pytest -m "slow or not slow" --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest -m "slow or not slow" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test-latest:  ## the test suite with the newest versions that setup.cfg allows, so that rot is seen early
 	$(PYTHON) -m venv --clear $(LATEST)
 	$(LATEST)/bin/python -m pip install --quiet --upgrade --editable "$(EXTRAS)"
 	@echo "versions that differ from constraints.txt:"
 	@diff --ignore-case <(sort constraints.txt) <($(LATEST)/bin/python -m pip freeze --exclude-editable | sort) || true
-	$(LATEST)/bin/python -m pytest --numprocesses=2 --dist=loadfile
+	$(LATEST)/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 # --strict: a version of which the advisory service knows nothing is an error, not a pass.
 audit:  ## known vulnerabilities of the pinned versions, and sbom.cdx.json, a CycloneDX bill of materials
 	$(PYTHON) -m venv --clear $(AUDIT)
-	$(AUDIT)/bin/python -m pip install --quiet --constraint constraints.txt ".[scann,torch,plot,ray]"
+	$(AUDIT)/bin/python -m pip install --quiet --constraint constraints.txt ".[scann,torch,plot,ray,serve]"
 	$(PYTHON) -m venv --clear $(AUDIT)-tools
 	$(AUDIT)-tools/bin/python -m pip install --quiet ".[audit]"
 	$(AUDIT)-tools/bin/cyclonedx-py environment --output-reproducible --output-file sbom.cdx.json $(AUDIT)/bin/python

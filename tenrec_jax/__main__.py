@@ -1,17 +1,14 @@
 """The command line: `tenrec-jax`, the same as `python -m tenrec_jax`."""
 
 import argparse
-import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from tenrec_jax import __version__, verify
+from tenrec_jax import __version__, asking, verify
 from tenrec_jax.data.engines import ENGINES, LOCAL
 from tenrec_jax.data.id_types import AUTO, ID_TYPES
 from tenrec_jax.data.ingest import DUPLICATES, IngestOptions, ingest
-from tenrec_jax.data.interactions import RawId
 from tenrec_jax.data.leakage import DEFAULT_ALARM
 from tenrec_jax.data.logs import KIND_NAMES, parse_columns
 from tenrec_jax.data.quarantine import FILE as QUARANTINE_FILE
@@ -24,8 +21,7 @@ from tenrec_jax.evaluation.side_by_side import write_side_by_side
 from tenrec_jax.evaluation.stats_report import JSON_FILE, PAGE_FILE, summary, write_stats
 from tenrec_jax.files import json_text
 from tenrec_jax.interop import commands as interop
-from tenrec_jax.interop.original_scorer import OriginalScorer, is_original
-from tenrec_jax.recommender import Recommendations, RecommendedItem, Recommender
+from tenrec_jax.serving import commands as serving_commands
 
 EXAMPLES = """examples:
   tenrec-jax synth --kind qb_video --rows 300000 --seed 0 --out twin.csv
@@ -34,6 +30,7 @@ EXAMPLES = """examples:
   tenrec-jax stats table
   tenrec-jax recommend --recommender runs/quickstart/recommender --user 1 --k 10
   tenrec-jax recommend --recommender runs/quickstart/recommender --history 12,7,99 --json
+  tenrec-jax recommend --recommender runs/quickstart/recommender --all --out lists
   tenrec-jax score --recommender runs/quickstart/recommender --user 1 --candidates 12,7,99
   tenrec-jax export --recommender runs/quickstart/recommender --out exported
   tenrec-jax import --exported exported --out recommender2
@@ -77,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_data(commands)
     _add_stats(commands)
-    _add_serving(commands)
+    asking.add_commands(commands)
+    serving_commands.add_command(commands)
     interop.add_commands(commands)
     compare.add_command(commands)
     verify.add_command(commands)
@@ -147,29 +145,6 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         'pip install "tenrec_jax[ray]"); the table is the same (default: %(default)s)',
     )
     table.set_defaults(run=_ingest)
-
-
-def _add_serving(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    recommend = commands.add_parser("recommend", help="recommend items to a user, or from a history")
-    recommend.add_argument("--recommender", type=Path, required=True, help="folder that launch.py wrote")
-    who = recommend.add_mutually_exclusive_group(required=True)
-    who.add_argument("--user", help="raw id of a user of the log")
-    who.add_argument("--history", help="raw ids of clicked items, oldest first, comma-separated; '' for nobody known")
-    recommend.add_argument("--k", type=int, default=20, help="number of items (default: %(default)s)")
-    recommend.add_argument("--include_seen", action="store_true", help="keep items that the user has seen")
-    recommend.add_argument("--json", action="store_true", help="machine-readable output")
-    recommend.set_defaults(run=_recommend)
-
-    score = commands.add_parser("score", help="score given items for a user, or with a model of the original system")
-    score.add_argument("--recommender", type=Path, required=True, help="folder that launch.py or import-original wrote")
-    score.add_argument("--user", help="raw id of a user")
-    score.add_argument("--history", help="raw ids of clicked items, oldest first, comma-separated; '' for nobody known")
-    score.add_argument("--candidates", required=True, help="raw ids of the items to score, comma-separated")
-    score.add_argument("--gender", type=int, default=0, help="of the user; read by the original system's models alone")
-    score.add_argument("--age", type=int, default=0, help="likewise")
-    score.add_argument("--categories", help="of the candidates, comma-separated; likewise")
-    score.add_argument("--json", action="store_true", help="machine-readable output")
-    score.set_defaults(run=_score)
 
 
 def _add_stats(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -245,94 +220,6 @@ def _columns(text: str | None) -> dict[str, str] | None:
     except (OSError, ValueError) as error:
         raise UserError(f"--columns: {text} cannot be read: {error}") from error
     return parse_columns(mapping, text)
-
-
-def _recommend(options: argparse.Namespace) -> None:
-    recommender = Recommender.load(options.recommender)
-    user, history = _who(options, *recommender.ids_are_text)
-    answer = recommender.recommend(user_id=user, history=history, k=options.k, exclude_seen=not options.include_seen)
-    print(json.dumps(dataclasses.asdict(answer)) if options.json else _table(answer, options.k))
-
-
-def _score(options: argparse.Namespace) -> None:
-    if is_original(options.recommender):
-        _score_with_original(options)
-        return
-    recommender = Recommender.load(options.recommender)
-    user, history = _who(options, *recommender.ids_are_text)
-    candidates = _ids(options.candidates, "--candidates", is_text=recommender.ids_are_text[1])
-    items = recommender.score(candidates, user_id=user, history=history)
-    if options.json:
-        print(json.dumps([dataclasses.asdict(item) for item in items]))
-    else:
-        print("\n".join(_item_lines(items)))
-
-
-def _score_with_original(options: argparse.Namespace) -> None:
-    if options.user is None:
-        raise UserError("--user is needed: the original's models read an id in any case.")
-
-    def integers(text: str, flag: str) -> list[int]:
-        return [int(value) for value in _ids(text, flag, is_text=False)]
-
-    candidates = integers(options.candidates, "--candidates")
-    found = OriginalScorer.load(options.recommender).score(
-        int(_id(options.user, "--user", is_text=False)),
-        integers(options.history or "", "--history"),
-        candidates,
-        gender=options.gender,
-        age=options.age,
-        categories=None if options.categories is None else integers(options.categories, "--categories"),
-    )
-    if options.json:
-        print(json.dumps(dataclasses.asdict(found)))
-        return
-    print(f"{'item':>12}  {'score':>9}  logits")
-    for item, score, logits in zip(candidates, found.scores, found.logits, strict=True):
-        print(f"{item:>12}  {score:>9.4f}  {' '.join(f'{logit:.4f}' for logit in logits)}")
-
-
-def _who(
-    options: argparse.Namespace, users_are_text: bool, items_are_text: bool
-) -> tuple[RawId | None, list[RawId] | None]:
-    user = None if options.user is None else _id(options.user, "--user", is_text=users_are_text)
-    history = None if options.history is None else _ids(options.history, "--history", is_text=items_are_text)
-    return user, history
-
-
-def _ids(text: str, flag: str, *, is_text: bool) -> list[RawId]:
-    return [_id(part, flag, is_text=is_text) for part in text.split(",") if part.strip()]
-
-
-def _id(text: str, flag: str, *, is_text: bool) -> RawId:
-    if is_text:
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError(f"{flag}: {text!r} is not an integer id.") from None
-
-
-def _item_lines(items: Sequence[RecommendedItem]) -> list[str]:
-    actions = list(items[0].probabilities) if items else []
-    lines = [f"{'rank':>4}  {'item':>12}  {'score':>9}" + "".join(f"  {a:>8}" for a in actions) + f"  {'retrieval':>9}"]
-    for rank, item in enumerate(items, 1):
-        probabilities = "".join(f"  {item.probabilities[action]:>8.4f}" for action in actions)
-        lines.append(f"{rank:>4}  {item.item_id:>12}  {item.score:>9.4f}{probabilities}  {item.retrieval_score:>9.3f}")
-    return lines
-
-
-def _table(answer: Recommendations, k: int) -> str:
-    lines = _item_lines(answer.items)
-    if len(answer.items) < k:
-        lines.append(f"The catalogue holds only {len(answer.items)} items to recommend to this user.")
-    if answer.unknown_items:
-        lines.append(f"Not in the catalogue, read as unknown: {', '.join(map(str, answer.unknown_items))}")
-    times = ", ".join(f"{name} {value:.1f}" for name, value in answer.milliseconds.items())
-    lines.append(
-        f"{answer.history_length} events read, {answer.seen_removed} seen items removed; ms: {times}; version {answer.version}"
-    )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from tenrec_jax.retrieval.index import ItemIndex, load_index
 from tenrec_jax.sealed import FILES, KIND, VERSION, Kind, check_files, read_manifest_of, require_types
 from tenrec_jax.sealed import seal as seal_folder
 
-FORMAT_VERSION, MANIFEST = 2, "manifest.json"
+FORMAT_VERSION, MANIFEST = 3, "manifest.json"
 REMEDY = "Copy it again, or make it again."
 RETRIEVAL_WEIGHTS, RANKING_WEIGHTS, INDEX = "retrieval.safetensors", "ranking.safetensors", "index"
 T = TypeVar("T")
@@ -76,9 +76,12 @@ class Catalogue:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a recommender was made of: the log's actions and hash, table sizes, and both models' configs (None: no ranker)."""
+    """What a recommender was made of: the log's kind, actions, names of categories 1, 2, ... (none where the log names none) and hash,
+    table sizes, and both models' configs (None: no ranker)."""
 
+    log_kind: str
     actions: tuple[str, ...]
+    categories: tuple[str, ...]
     data_sha256: str
     vocabulary: Vocabulary
     retrieval: TwoTowerConfig
@@ -155,6 +158,7 @@ def finish(
     folder: Path,
     *,
     table: Interactions,
+    categories: tuple[str, ...],
     trained: TrainVocabulary,
     vocabulary: Vocabulary,
     retrieval: RetrievalConfig,
@@ -179,7 +183,9 @@ def finish(
         offsets=table.offsets,
     )
     identity = Identity(
+        log_kind=table.kind,
         actions=table.actions,
+        categories=categories,
         data_sha256=table.sha256,
         vocabulary=vocabulary,
         retrieval=retrieval.model,
@@ -259,7 +265,9 @@ def settings(values: Any, kind: type[T], path: Path, name: str = "") -> T:
 class _Facts(NamedTuple):
     """What the manifest must say of an `Identity`."""
 
+    log_kind: str
     actions: tuple[str, ...]
+    categories: tuple[str, ...]
     data_sha256: str
     vocabulary: dict[str, Any]
     retrieval: dict[str, Any]
@@ -269,7 +277,9 @@ class _Facts(NamedTuple):
 def _identity(manifest: Mapping[str, Any], path: Path) -> Identity:
     ranking = manifest["ranking"]
     return Identity(
+        log_kind=manifest["log_kind"],
         actions=tuple(manifest["actions"]),
+        categories=tuple(manifest["categories"]),
         data_sha256=manifest["data_sha256"],
         vocabulary=settings(manifest["vocabulary"], Vocabulary, path, "vocabulary"),
         retrieval=settings(manifest["retrieval"], TwoTowerConfig, path, "retrieval"),

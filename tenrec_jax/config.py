@@ -18,8 +18,9 @@ from tenrec_jax.models.blocks import EncoderConfig
 from tenrec_jax.models.features import FeatureConfig
 from tenrec_jax.models.ranker import RankerConfig
 from tenrec_jax.models.two_tower import TwoTowerConfig
+from tenrec_jax.requests import Rules
 from tenrec_jax.retrieval.index import IndexConfig
-from tenrec_jax.settings import Count, Finite, Natural, NonNegative, Settings, Share
+from tenrec_jax.settings import Count, Natural, NonNegative, Settings, Share
 from tenrec_jax.settings_reader import read_settings
 from tenrec_jax.training.trainer import TrainConfig
 
@@ -153,15 +154,11 @@ class ServingConfig(Settings):
 
     Attributes:
         candidates: items that retrieval hands to ranking.
-        action_values: worth of each action in the final order, in the order of the log's actions.
+        rules: of requests that bring none of their own.
     """
 
     candidates: Count = 200
-    action_values: tuple[Finite, ...] = (1.0, 2.0, 4.0, 3.0)
-
-    def conflicts(self) -> Iterator[str]:
-        if not any(self.action_values):
-            yield f"action_values is {self.action_values}: with no value other than 0 all items are worth the same"
+    rules: Rules = field(default_factory=Rules)
 
 
 @dataclass(frozen=True)

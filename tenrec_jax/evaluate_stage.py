@@ -164,10 +164,16 @@ class _Evaluation:
             self._data.model_ids(features),
             np.flatnonzero(self._data.split.context_of(Part.VALIDATION)),
             max_length=features.max_length,
-            action_values=serving.action_values,
+            action_values=serving.rules.action_values,
         )
         found = two_stage_results(
-            evaluator, query_UD, self._models.index, ranker, candidates=serving.candidates, **self._bootstrap
+            evaluator,
+            query_UD,
+            self._models.index,
+            ranker,
+            candidates=serving.candidates,
+            retrieval_weight=serving.rules.retrieval_weight,
+            **self._bootstrap,
         )
         return {"two_stage": found}
 

@@ -30,6 +30,7 @@ from tenrec_jax.config import STAGES, DataConfig, RunConfig, refuse_missing_sour
 from tenrec_jax.data.ingest import IngestOptions, ingest
 from tenrec_jax.data.interactions import RawId
 from tenrec_jax.data.logs import parse_columns
+from tenrec_jax.data.manifest import read_manifest
 from tenrec_jax.data.protocols import Part
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
@@ -260,6 +261,7 @@ class Pipeline:
         artifact.finish(
             self.recommender,
             table=self._data.table,
+            categories=read_manifest(self.workdir / "table").categories,
             trained=self._data.trained,
             vocabulary=self._data.vocabulary,
             retrieval=self.config.retrieval,

@@ -1,6 +1,6 @@
 """What a recommender is asked, and what it answers: plain records, for Python callers, the command line and the server alike."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tenrec_jax.data.interactions import RawId
@@ -14,12 +14,12 @@ class RequestError(UserError):
     """A request that cannot be answered.
 
     Attributes:
-        field: what is wrong in it, for example "history[3]" or "rules.diversity".
-        message: what is wrong with that, and the remedy.
+        field: what is wrong in it, for example "history[3]" or "rules.diversity"; "" where it is the whole.
+        message: what is wrong with that, and the remedy; it follows the field's name.
     """
 
     def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}" if field else message)
+        super().__init__(f"{field} {message}".strip())
         self.field, self.message = field, message
 
 
@@ -54,25 +54,43 @@ class Item:
 
 
 @dataclass(frozen=True)
+class ActionValues(Settings):
+    """Worth of each action. An item's expected worth is the sum over the log's actions of probability times value."""
+
+    click: NonNegative = 1.0
+    like: NonNegative = 2.0
+    share: NonNegative = 4.0
+    follow: NonNegative = 3.0
+
+    def conflicts(self) -> Iterator[str]:
+        if not any(vars(self).values()):
+            yield "all are 0: with no value other than 0 all items are worth the same"
+
+    def of(self, actions: tuple[str, ...]) -> tuple[float, ...]:
+        """The values of a log's actions, in their order."""
+        return tuple(getattr(self, action) for action in actions)
+
+
+@dataclass(frozen=True)
 class Rules(Settings):
     """What becomes of candidates beside what the models say.
 
     Attributes:
-        action_values: worth of each action by name; an item's worth is the sum over actions of probability times value.
-        retrieval_weight: b in the score `worth * exp(b * (retrieval score - the best candidate's))`; 0 orders by worth alone.
+        action_values: worth of each action.
+        retrieval_weight: b in the score `worth * exp(b * (retrieval score - the best candidate's))`. With 1 it is the worth expected of
+            an item times the probability that retrieval gives it of coming next; 0 orders by worth alone, that of what is shown.
         exclude_seen: leave out items in the user's events.
         blocked_items, blocked_categories: never recommended.
-        diversity: share l of diversity in maximal marginal relevance, `(1 - l) * score / best score - l * similarity`, where two items
-            of one category are similar and others are not (Carbonell & Goldstein, 1998); 0 leaves the order alone.
+        diversity: share l of diversity in maximal marginal relevance, `(1 - l) * relevance - l * similarity` (Carbonell and Goldstein,
+            1998): relevance is the score, from 0 for the worst candidate to 1 for the best; an item is similar, 1 instead of 0, where
+            an item of its category stands before it. 0 leaves the order alone.
         max_per_category: items of one category in the list; 0 allows any number. Items without a category are not counted.
         exploration: probability by which a place of the list is given to a candidate drawn from the rest.
         seed: of those draws; the same seed and user give the same draws. None draws anew each time.
     """
 
-    action_values: Mapping[str, float] = field(
-        default_factory=lambda: {"click": 1.0, "like": 2.0, "share": 4.0, "follow": 3.0}
-    )
-    retrieval_weight: NonNegative = 0.0
+    action_values: ActionValues = field(default_factory=ActionValues)
+    retrieval_weight: NonNegative = 1.0
     exclude_seen: bool = True
     blocked_items: tuple[RawId, ...] = ()
     blocked_categories: tuple[int, ...] = ()
@@ -80,6 +98,10 @@ class Rules(Settings):
     max_per_category: Natural = 0
     exploration: Share = 0.0
     seed: int | None = None
+
+    def conflicts(self) -> Iterator[str]:
+        if self.seed is not None and self.seed < 0:
+            yield f"seed is {self.seed}; it must be at least 0"
 
 
 @dataclass(frozen=True)
@@ -108,7 +130,8 @@ class RecommendedItem:
     Attributes:
         item_id: raw id, an integer or, where the log's ids are text, a str.
         category: number of its category, 0 where it is missing.
-        score: what the list is ordered by: the expected worth of the actions, or the retrieval score where there is no ranker.
+        score: what the list is ordered by, see `Rules.retrieval_weight`; of given items the expected worth of the actions alone, which
+            no other item has a part in; the retrieval score where there is no ranker.
         retrieval_score: inner product of query and item vector.
         probabilities: of each action, by name; empty where there is no ranker.
         explored: whether chance put it there.
@@ -151,9 +174,9 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class KnownEvent:
-    """An event of a user's history, as the recommender knows it; item_id is None where the catalogue does not hold it."""
+    """An event of a user's history, as the recommender read it; the category of an item outside the catalogue is 0."""
 
-    item_id: RawId | None
+    item_id: RawId
     category: int
     actions: tuple[str, ...]
 

@@ -31,6 +31,7 @@ class Kind(StrEnum):
     CHECKPOINT = "checkpoint"
     RECOMMENDER = "recommender"
     EXPORTED_RECOMMENDER = "exported_recommender"
+    RECOMMENDATIONS = "recommendations"
     ORIGINAL_RANKER = "original_ranker"
     ORIGINAL_TWO_TOWER = "original_two_tower"
 

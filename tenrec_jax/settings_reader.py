@@ -112,12 +112,14 @@ def _value(value: Any, hint: Any, path: str, problems: list[str]) -> Any:
         problems.append(f"{path} is {value!r}; it must be a list.")
     elif hint is float and type(value) is int:
         return float(value)
-    elif type(value) is hint:
+    elif type(value) is hint or type(value) in typing.get_args(hint):
         return value
     else:
         problems.append(f"{path} is {value!r}, {_a(type(value))}; it must be {_a(hint)}.")
     return None
 
 
-def _a(kind: type) -> str:
+def _a(kind: Any) -> str:
+    if typing.get_args(kind):
+        return " or ".join(map(_a, typing.get_args(kind)))
     return f"{'an' if kind.__name__[0] in 'aeiou' else 'a'} {kind.__name__}"

@@ -130,6 +130,9 @@ def write_recommender(folder: Path, *, ranked: bool = True, text_ids: bool = Fal
     vectors_ND = np.asarray(two_tower.item_vectors(trained[known], catalogue.category[known]))
     build_index(vectors_ND, known, IndexConfig("exact")).save(folder / artifact.INDEX)
     actions = ("click", "like", "share", "follow")
-    identity = Identity(actions, "0" * 64, VOCABULARY, retrieval.config, ranking.config if ranked else None)
+    names = tuple(f"category {i}" for i in range(1, VOCABULARY.categories))
+    identity = Identity(
+        "qb_video", actions, names, "0" * 64, VOCABULARY, retrieval.config, ranking.config if ranked else None
+    )
     artifact.seal(folder, identity, catalogue, ServingConfig(candidates=12))
     return folder

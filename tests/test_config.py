@@ -56,7 +56,11 @@ def changed_ranker(part: str, key: str, value: object) -> dict:
         (changed_ranker("encoder", "remat", "dots"), r"model\.encoder: remat 'dots' is neither 'none' nor"),
         (changed_ranker("encoder", "dtype", "float16"), r"dtype is 'float16'; it must be one of 'float32', 'bfloat16'"),
         ({"index": {"leafs": 3}}, r"config\.index\.leafs is not a setting"),
-        ({"serving": {"action_values": [1, "x"]}}, r"config\.serving\.action_values\[1\] is 'x'"),
+        ({"serving": {"rules": {"seed": "x"}}}, r"rules\.seed is 'x', a str; it must be an int or a NoneType"),
+        (
+            {"serving": {"rules": {"blocked_items": [1, 2.5]}}},
+            r"rules\.blocked_items\[1\] is 2\.5, a float; it must be an int or a str",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(change: dict, message: str) -> None:
@@ -93,7 +97,8 @@ MALFORMED = {
     "index.target_recall": (1.2, "it must be above 0 and at most 1"),
     "evaluation.resamples": (0, "it must be at least 1"),
     "serving.candidates": (0, "it must be at least 1"),
-    "serving.action_values": ("1,2", "it must be a list"),
+    "serving.rules.action_values.like": ("2", "it must be a float"),
+    "serving.rules.diversity": (1.0, "it must be at least 0 and below 1"),
     "data.kind": ("qb_vidoe", "did you mean 'qb_video'?"),
     "data.protocol": ("leave_one_uot", "did you mean 'leave_one_out'?"),
     "data.split_file": ("parts.csv", "'split_file' needs one, and no other has it"),

@@ -99,8 +99,8 @@ class ByNumber:
         return self.worth_N1[item_C]
 
 
-@pytest.mark.parametrize("exclude_seen", [True, False])
-def test_both_stages_together_find_what_brute_force_finds(exclude_seen, monkeypatch):
+@pytest.mark.parametrize(("exclude_seen", "weight"), [(True, 0.0), (False, 0.8)])
+def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, monkeypatch):
     monkeypatch.setattr(two_stage, "LENGTH", 4)
     generator = np.random.default_rng(5)
     known = TrainVocabulary(np.arange(14, dtype=np.int32), np.arange(30, dtype=np.int32))
@@ -110,16 +110,15 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, monkeypa
     vectors, queries = generator.normal(size=(29, 3)), generator.normal(size=(len(evaluator.users), 3))
     items = np.arange(1, 30, dtype=np.int32)
     index, worth_N1 = build_index(vectors, items, IndexConfig(kind="exact")), generator.random(30)
-    found = two_stage.two_stage_results(
-        evaluator, queries, index, ByNumber(worth_N1), candidates=9, seed=0, resamples=10
-    )
+    how = {"candidates": 9, "retrieval_weight": weight, "seed": 0, "resamples": 10}
+    found = two_stage.two_stage_results(evaluator, queries, index, ByNumber(worth_N1), **how)
     shares = {"candidates": [], "pair": [], "retrieval": [], "ranker": []}
     for user, query in zip(evaluator.users, queries, strict=True):
         targets = [TABLE.item_R[row] for row in ROWS if TABLE.user_R[row] == user and TABLE.labels_RA[row, 0]]
         seen = {TABLE.item_R[row] for row in TRAIN if TABLE.user_R[row] == user} if exclude_seen else set()
         fresh = [item for item in items if item not in seen]
         nearest = sorted(fresh, key=lambda item: -vectors[item - 1] @ query)
-        best = sorted(nearest[:9], key=lambda item: -worth_N1[item])
+        best = sorted(nearest[:9], key=lambda item: -worth_N1[item] * np.exp(weight * (vectors[item - 1] @ query)))
         alone = sorted(fresh, key=lambda item: -worth_N1[item])
         for name, listed in zip(shares, (nearest[:9], best[:4], nearest[:4], alone[:4]), strict=True):
             shares[name].append(np.mean([target in listed for target in targets]))
@@ -127,5 +126,7 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, monkeypa
         assert found["recall"][name]["value"] == pytest.approx(np.mean(values)), name
     assert (found["users"], found["items"], found["candidates"], found["k"]) == (len(evaluator.users), 29, 9, 4)
     monkeypatch.setattr(two_stage, "RANK_ALL_ITEMS", 28)
-    few = two_stage.two_stage_results(evaluator, queries, index, ByNumber(worth_N1), candidates=9, seed=0, resamples=10)
+    few = two_stage.two_stage_results(
+        evaluator, queries, index, ByNumber(worth_N1), candidates=9, retrieval_weight=0.0, seed=0, resamples=10
+    )
     assert few["recall"]["ranker"] is None

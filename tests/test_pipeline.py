@@ -208,7 +208,7 @@ def test_candidates_are_worth_in_the_evaluation_what_they_are_to_the_recommender
         data.model_ids(config.ranking.model.features),
         np.arange(table.num_rows),
         max_length=config.ranking.model.features.max_length,
-        action_values=config.serving.action_values,
+        action_values=config.serving.rules.action_values,
     )
     raw = recommender.user_ids[2]
     answer = recommender.recommend(user_id=int(raw), k=12)
@@ -344,7 +344,7 @@ def test_recommendations_are_unseen_catalogue_items_in_order_of_worth(recommende
         )
         assert item.score == pytest.approx(worth, rel=1e-5)
     assert [item.score for item in answer.items] == sorted((item.score for item in answer.items), reverse=True)
-    assert set(answer.milliseconds) == {"query", "search", "rank", "total"}
+    assert set(answer.milliseconds) == {"state", "search", "rank", "rules", "total"}
     assert answer == dataclasses.replace(recommender.recommend(user_id=user, k=10), milliseconds=answer.milliseconds)
 
 
@@ -357,7 +357,8 @@ def test_k_beyond_the_catalogue_gives_every_unseen_trained_item_once(recommender
     answer = recommender.recommend(history=[], k=10**6)
     items = [item.item_id for item in answer.items]
     assert len(items) == len(set(items)) == recommender.catalogue_size
-    assert recommender.recommend(history=items[:5], k=10**6).seen_removed == 5
+    (seen,) = recommender.recommend(history=items[:5], k=10**6).effects
+    assert (seen.rule, sorted(seen.removed)) == ("seen", sorted(items[:5]))
 
 
 def test_unknown_items_in_a_history_are_named_and_read_as_unknown(recommender: Recommender) -> None:
@@ -370,7 +371,7 @@ def test_unknown_items_in_a_history_are_named_and_read_as_unknown(recommender: R
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"user_id": 10**15}, "User 1000000000000000 is not in the log"),
+        ({"user_id": 10**15}, "user_id 1000000000000000 is not in the log"),
         ({}, "either a user_id or a history"),
         ({"user_id": 1, "history": [1]}, "either a user_id or a history"),
         ({"history": ["a"]}, r"history\[0\] is 'a'"),
@@ -425,7 +426,7 @@ def test_the_recommend_command_prints_a_table_or_json(
     answer = json.loads(text)
     assert [item["item_id"] for item in answer["items"]] == [int(line.split()[1]) for line in table.splitlines()[1:4]]
     _, nobody, _ = run_command("recommend", "--recommender", workdir / "recommender", "--history", "", "--k", 3)
-    assert len(nobody.splitlines()) == 5
+    assert len(nobody.splitlines()) == 6
 
 
 def test_commands_fail_with_one_message_and_code_2(run_command: Callable, workdir: Path, tmp_path: Path) -> None:

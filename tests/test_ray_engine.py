@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 
+import mirrors
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tenrec_jax.__main__ import main
+from tenrec_jax.bulk import recommend_all
 from tenrec_jax.data import sources as sources_module
 from tenrec_jax.data.encoder import Encoder, telling_rows
 from tenrec_jax.data.ingest import IngestOptions, ingest
@@ -22,6 +24,7 @@ from tenrec_jax.data.interactions import dictionary_arrays
 from tenrec_jax.data.manifest import VERIFIED_FILE
 from tenrec_jax.data.schema import custom_kind
 from tenrec_jax.errors import UserError
+from tenrec_jax.sealed import files_in
 
 ray = pytest.importorskip("ray")
 pytestmark = [
@@ -245,3 +248,14 @@ def test_an_encoder_that_learned_from_telling_rows_is_the_one_that_saw_all():
         for (name, array), (_, other) in zip(dictionary_arrays(made), dictionary_arrays(expected), strict=True):
             assert array.tolist() == other.tolist(), name
     assert told.categories() == whole.categories()
+
+
+def test_recommendations_to_all_users_are_the_same_on_ray(two_workers, tmp_path):
+    folder = mirrors.write_recommender(tmp_path / "recommender")
+    for engine in ("local", "ray"):
+        recommend_all(folder, tmp_path / engine, k=4, users_per_part=2, engine=engine, progress=False)
+    files = files_in(tmp_path / "local")
+    assert len(files) == 4
+    assert files == files_in(tmp_path / "ray")
+    for name in files:
+        assert (tmp_path / "local" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes()

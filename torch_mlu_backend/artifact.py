@@ -22,7 +22,7 @@ from torch_mlu_backend import safetensors_file, weights
 from torch_mlu_backend.errors import UserError
 from torch_mlu_backend.modules.two_tower import TwoTower
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RECOMMENDER, ORIGINAL_RANKER, ORIGINAL_TWO_TOWER = "exported_recommender", "original_ranker", "original_two_tower"
 KINDS = (RECOMMENDER, ORIGINAL_RANKER, ORIGINAL_TWO_TOWER)
 RETRIEVAL, RANKING, MODEL = "retrieval.safetensors", "ranking.safetensors", "model.safetensors"
@@ -61,6 +61,20 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
+class Rules:
+    """How answers are made.
+
+    Attributes:
+        candidates: items that retrieval hands to ranking.
+        action_values: worth of each action. retrieval_weight: b in the score `worth * exp(b * (retrieval - the best candidate's))`.
+    """
+
+    candidates: int
+    action_values: tuple[float, ...]
+    retrieval_weight: float
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A recommender, on the CPU. `ranking` is None where there is none."""
 
@@ -68,8 +82,7 @@ class Artifact:
     retrieval: weights.Model
     ranking: weights.Model | None
     catalogue: Catalogue
-    candidates: int
-    action_values: tuple[float, ...]
+    rules: Rules
 
     @property
     def actions(self) -> tuple[str, ...]:
@@ -121,14 +134,12 @@ def load(folder: Path) -> Artifact:
     manifest = read_manifest(folder)
     if manifest["kind"] != RECOMMENDER:
         raise UserError(f"{folder} holds a {manifest['kind']}: it can score given items, but has no catalogue.")
-    candidates, action_values = _load_rules(folder / RULES)
     return Artifact(
         manifest,
         weights.load(folder / RETRIEVAL, weights.TWO_TOWER),
         weights.load(folder / RANKING, weights.RANKER) if RANKING in manifest["files"] else None,
         _load_catalogue(folder),
-        candidates,
-        action_values,
+        _load_rules(folder / RULES, manifest["actions"]),
     )
 
 
@@ -221,15 +232,25 @@ def _text_ids(path: Path) -> dict[str, list[str]]:
     return text
 
 
-def _load_rules(path: Path) -> tuple[int, tuple[float, ...]]:
+def _load_rules(path: Path, actions: list[str]) -> Rules:
+    """Rules that are off, as they are by default, need not be known here."""
     try:
-        rules = json.loads(path.read_text(encoding="utf-8"))
-        candidates, values = rules["candidates"], tuple(map(float, rules["action_values"]))
+        stated = json.loads(path.read_text(encoding="utf-8"))
+        candidates, rules = stated["candidates"], stated["rules"]
+        values = tuple(float(rules["action_values"][action]) for action in actions)
         if type(candidates) is not int or candidates < 1:
             raise ValueError(f"candidates is {candidates!r}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        weight = float(rules["retrieval_weight"])
+        # What is on, and not by default.
+        unread = rules.keys() - {"action_values", "retrieval_weight"}
+        others = [name for name in unread if bool(rules[name]) != (name == "exclude_seen")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}). Export again.") from error
-    return candidates, values
+    if others:
+        raise UserError(
+            f"{path}: {', '.join(sorted(others))} are set to rules that this package does not have; export without them."
+        )
+    return Rules(candidates, values, weight)
 
 
 def _flush(path: Path) -> None:

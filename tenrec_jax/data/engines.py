@@ -16,6 +16,7 @@ from tenrec_jax.errors import UserError
 
 LOCAL, RAY = "local", "ray"
 ENGINES = (LOCAL, RAY)
+NO_RAY = 'The engine ray needs Ray Data ({error}). Install it: pip install "tenrec_jax[ray]"'
 THREADS = 2
 
 T = TypeVar("T")
@@ -60,9 +61,7 @@ def open_engine(name: str, scratch: Path) -> AbstractContextManager[Engine]:
     try:
         from tenrec_jax.data.ray_engine import ray_engine
     except ImportError as error:
-        raise UserError(
-            f'The engine ray needs Ray Data ({error}). Install it: pip install "tenrec_jax[ray]"'
-        ) from error
+        raise UserError(NO_RAY.format(error=error)) from error
     return ray_engine(scratch)
 
 

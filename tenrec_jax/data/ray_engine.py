@@ -48,7 +48,7 @@ def ray_engine(scratch: Path) -> Iterator["RayEngine"]:
     Raises:
         UserError: the cluster cannot be reached, or has no room for the rows.
     """
-    with nullcontext() if ray.is_initialized() else _session(scratch):
+    with nullcontext() if ray.is_initialized() else session(scratch):
         try:
             yield RayEngine()
         except NO_ROOM as error:
@@ -58,8 +58,8 @@ def ray_engine(scratch: Path) -> Iterator["RayEngine"]:
 
 
 @contextmanager
-def _session(scratch: Path) -> Iterator[None]:
-    """A connection to Ray, which ends afterwards."""
+def session(scratch: Path) -> Iterator[None]:
+    """A connection to the Ray that RAY_ADDRESS names, or a Ray of its own; it ends afterwards."""
     address = os.environ.get("RAY_ADDRESS")
     own = {} if address else {"include_dashboard": False, "object_spilling_directory": str(scratch)}
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # a Ray that is started here reports to nobody

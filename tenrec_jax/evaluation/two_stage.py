@@ -6,9 +6,9 @@ retrieval's, and that says little of which order people would like better: only 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flax import nnx
@@ -18,8 +18,12 @@ from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.evaluation.evaluator import RetrievalEvaluator
 from tenrec_jax.evaluation.statistics import bootstrap_means
 from tenrec_jax.models.compiled import probabilities_after
+from tenrec_jax.requests import ActionValues
 from tenrec_jax.retrieval.index import ItemIndex
+from tenrec_jax.rules import fused
 from tenrec_jax.timeline import Events, Profile
+
+T = TypeVar("T")
 
 LENGTH, USERS = 20, 500
 # The ranker alone over the whole catalogue takes seconds a user: fewer users, and no large catalogue.
@@ -45,11 +49,11 @@ class CandidateRanker:
         visible: np.ndarray,
         *,
         max_length: int,
-        action_values: Sequence[float],
+        action_values: ActionValues,
     ) -> None:
         self._model, self._parameters, self._table, self._vocabulary = model, parameters, table, vocabulary
         self._reader, self._max_length = TimelineReader(table, vocabulary, visible), max_length
-        self._values_A = np.asarray(action_values[: len(table.actions)])
+        self._values_A = np.asarray(action_values.of(table.actions))
 
     def worth(self, user: int, item_C: np.ndarray, block: int) -> np.ndarray:
         """Expected worth [C] of these dense items to a dense user, so many in a call; each block size is compiled once."""
@@ -84,6 +88,7 @@ def two_stage_results(
     ranker: CandidateRanker,
     *,
     candidates: int,
+    retrieval_weight: float,
     seed: int,
     resamples: int,
 ) -> dict[str, Any]:
@@ -99,9 +104,10 @@ def two_stage_results(
         index: of the first stage.
         ranker: the second stage.
         candidates: K, handed from one to the other.
+        retrieval_weight: of `rules.fused`, by which the pair orders.
         seed, resamples: of the bootstrap.
     """
-    pair = _Pair(index, ranker, candidates)
+    pair = _Pair(index, ranker, candidates, retrieval_weight)
     outcomes, alone = [], []
     for number in _spaced(len(evaluator.users), USERS):
         user, query_1D = int(evaluator.users[number]), query_UD[number : number + 1]
@@ -132,14 +138,16 @@ def two_stage_results(
 class _Pair:
     """Index and ranker, asked for one user at a time."""
 
-    def __init__(self, index: ItemIndex, ranker: CandidateRanker, candidates: int) -> None:
-        self._index, self._ranker, self._candidates = index, ranker, candidates
+    def __init__(self, index: ItemIndex, ranker: CandidateRanker, candidates: int, retrieval_weight: float) -> None:
+        self._index, self._ranker, self._candidates, self._weight = index, ranker, candidates, retrieval_weight
 
     def outcome(self, user: int, targets: np.ndarray, seen: np.ndarray, query_1D: np.ndarray) -> _Outcome:
         """What becomes of a user's targets from the index to the list."""
-        item_C, retrieval_ms = _timed(lambda: self._index.search_unseen(query_1D, seen, self._candidates).items_C)
+        hits, retrieval_ms = _timed(lambda: self._index.search_unseen(query_1D, seen, self._candidates))
+        score_C, item_C, _ = hits
         worth_C, ranking_ms = _timed(lambda: self._ranker.worth(user, item_C, self._candidates))
-        lists = {"candidates": item_C, "pair": _best(item_C, worth_C), "retrieval": item_C[:LENGTH]}
+        pair = _best(item_C, fused(worth_C, score_C, self._weight))
+        lists = {"candidates": item_C, "pair": pair, "retrieval": item_C[:LENGTH]}
         shares = {name: float(np.isin(targets, listed).mean()) for name, listed in lists.items()}
         return _Outcome(shares, {"retrieval": retrieval_ms, "ranking": ranking_ms})
 
@@ -158,7 +166,7 @@ def _best(item_C: np.ndarray, worth_C: np.ndarray) -> np.ndarray:
     return item_C[np.argsort(-worth_C, kind="stable")][:LENGTH]
 
 
-def _timed(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
     began = time.perf_counter()
     result = work()
     return result, 1e3 * (time.perf_counter() - began)

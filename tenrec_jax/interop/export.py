@@ -29,7 +29,7 @@ from tenrec_jax.workspace import refuse_used, workspace
 from torch_mlu_backend import config as mirror_config
 from torch_mlu_backend.errors import UserError as MirrorError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KINDS = (Kind.EXPORTED_RECOMMENDER, Kind.ORIGINAL_RANKER, Kind.ORIGINAL_TWO_TOWER)
 RETRIEVAL, RANKING, PROBE = "retrieval.safetensors", "ranking.safetensors", "probe.safetensors"
 USERS, ITEMS, EVENTS = "users.safetensors", "items.safetensors", "events.safetensors"
@@ -121,7 +121,9 @@ class _Facts:
     """What the manifest of an exported recommender must say beside its kind."""
 
     version: str
+    log_kind: str
     actions: tuple[str, ...]
+    categories: tuple[str, ...]
     data_sha256: str
     index: dict[str, Any]
 
@@ -138,7 +140,9 @@ def _write(out: Path, loaded: Artifact) -> None:
     inputs = probe.draw(loaded)
     save_arrays(out / PROBE, {f"inputs/{k}": v for k, v in inputs._asdict().items()} | probe.outputs(loaded, inputs))
     index = dataclasses.asdict(loaded.index.config)
-    facts = _Facts(loaded.version, loaded.actions, identity.data_sha256, index)
+    facts = _Facts(
+        loaded.version, identity.log_kind, identity.actions, identity.categories, identity.data_sha256, index
+    )
     seal(out, Kind.EXPORTED_RECOMMENDER, dataclasses.asdict(facts))
 
 
@@ -147,7 +151,9 @@ def _write_recommender(out: Path, exported: Path, manifest: dict[str, Any]) -> N
     ranking, ranker = weights.load(exported / RANKING, weights.RANKER) if RANKING in manifest["files"] else (None, None)
     catalogue, indexed_N = _load_catalogue(exported)
     identity = Identity(
+        log_kind=manifest["log_kind"],
         actions=tuple(manifest["actions"]),
+        categories=tuple(manifest["categories"]),
         data_sha256=manifest["data_sha256"],
         vocabulary=retrieval.vocabulary,
         retrieval=retrieval.config,

@@ -77,7 +77,7 @@ def outputs(loaded: Artifact, inputs: Inputs) -> dict[str, np.ndarray]:
     with jax.default_matmul_precision("highest"):
         found = _prefixed("retrieval", _retrieval(*loaded.retrieval, inputs))
         if loaded.ranking is not None:
-            values_A = jnp.asarray(loaded.serving.action_values[: len(loaded.actions)])
+            values_A = jnp.asarray(loaded.serving.rules.action_values.of(loaded.actions))
             found |= _prefixed("ranking", _ranking(*loaded.ranking, inputs, values_A))
     return {name: np.asarray(array) for name, array in found.items()}
 

@@ -204,6 +204,12 @@ def event_tokens(items: ItemFeatures, events: EventFeatures, log: Events, place_
     return events.context(items(log.item, log.category), log.action, place_BT)
 
 
+def further_places(length_B: Array, mask_BT: Array) -> Array:
+    """The places [B, T] of events that follow a state of so many tokens, the user's among them. Padding, which may lie beyond the learned
+    places, has place 0."""
+    return jnp.where(mask_BT, length_B[:, None] - 1 + jnp.arange(mask_BT.shape[1]), 0)
+
+
 def _shifted(x_BT: Array) -> Array:
     """Entry t is that of t - 1; the first is zero."""
     return jnp.pad(x_BT[:, :-1], ((0, 0), (1, 0), *((0, 0),) * (x_BT.ndim - 2)))

@@ -19,6 +19,7 @@ from tenrec_jax.models.features import (
     Vocabulary,
     context_tokens,
     event_tokens,
+    further_places,
 )
 from tenrec_jax.models.heads import HeadsConfig, action_logits, make_head
 from tenrec_jax.settings import Settings
@@ -100,8 +101,7 @@ class Ranker(nnx.Module):
 
     def extend(self, state: UserState, events: Events) -> UserState:
         """The state after further events, padding at their end; its size does not depend on their number."""
-        # The state counts the user's token, so its length minus one is the place of the event to come.
-        place_BT = state.encoder.length_B[:, None] - 1 + jnp.arange(events.item.shape[1])
+        place_BT = further_places(state.encoder.length_B, events.mask)
         x_BTD = event_tokens(self.items, self.events, events, place_BT)
         return state._replace(encoder=self.encoder.extend(state.encoder, x_BTD, events.mask)[1])
 

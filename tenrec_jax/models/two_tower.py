@@ -19,6 +19,7 @@ from tenrec_jax.models.features import (
     Vocabulary,
     context_tokens,
     event_tokens,
+    further_places,
 )
 from tenrec_jax.settings import Positive, Settings
 from tenrec_jax.timeline import Events, Profile, Timeline
@@ -98,8 +99,7 @@ class TwoTower(nnx.Module):
 
     def extend(self, state: QueryState, events: Events) -> QueryState:
         """The state after further events, padding at their end."""
-        # The state counts the user's token, so its length minus one is the place of the event to come.
-        place_BT = state.encoder.length_B[:, None] - 1 + jnp.arange(events.item.shape[1])
+        place_BT = further_places(state.encoder.length_B, events.mask)
         x_BTD = event_tokens(self.items, self.events, events, place_BT)
         y_BTD, encoder = self.encoder.extend(state.encoder, x_BTD, events.mask)
         query_BTD = jnp.concatenate([state.query_BD[:, None], self._query(y_BTD)], axis=1)

@@ -1,6 +1,7 @@
 """What every index can do: search, change, be tuned, be saved."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -11,7 +12,7 @@ from tenrec_jax.errors import UserError
 from tenrec_jax.files import json_text
 from tenrec_jax.retrieval.checks import checked_ids, checked_vectors
 from tenrec_jax.retrieval.config import IndexConfig
-from tenrec_jax.retrieval.hits import Floats, Ids, Keys, SearchResult, UnseenHits, sorted_hits
+from tenrec_jax.retrieval.hits import Allowed, AllowedHits, Floats, Ids, Keys, SearchResult, sorted_hits
 from tenrec_jax.retrieval.store import Manifest, written_as_a_whole
 from tenrec_jax.retrieval.tuning import Tuning
 
@@ -67,16 +68,33 @@ class ItemIndex(ABC):
         found = min(k, self.size) if len(queries) else 0
         return sorted_hits(self._nearest(queries, found) if found else np.empty((len(queries), 0), np.uint64), k)
 
-    def search_unseen(self, query_1D: NDArray, seen: Ids, k: int) -> UnseenHits:
-        """The k best items of one query [1, D] beside those that are seen (distinct ids); fewer where the index holds no more.
+    def search_allowed(self, queries_BD: NDArray, allowed: Sequence[Allowed], k: int) -> list[AllowedHits]:
+        """The k best items of each query [B, D] among those that a condition of its own allows; fewer where the index holds no more.
+
+        Somewhat more than k hits are asked for, and for the queries that have too few allowed ones among them twice as many again, so
+        that the work hangs on how many of the best are refused, and not on how many are refused in all.
+
+        Args:
+            allowed: one condition a query: item ids [n] to booleans [n].
 
         Raises:
             UserError, ValueError: as `search` does.
         """
-        (scores_C,), (items_C,) = self.search(query_1D, max(1, min(k + len(seen), self.size)))
-        found = items_C > 0
-        unseen = found & ~np.isin(items_C, seen)
-        return UnseenHits(scores_C[unseen][:k], items_C[unseen][:k], int(found.sum() - unseen.sum()))
+        hits, rows, fetch = [AllowedHits.none()] * len(queries_BD), list(range(len(queries_BD))), k + k // 8 + 8
+        while rows:
+            found = self.search(queries_BD[rows], max(1, min(fetch, self.size)))
+            for row, scores, items in zip(rows, found.scores_BK, found.items_BK, strict=True):
+                hits[row] = AllowedHits.of(scores[items > 0], items[items > 0], allowed[row], k)
+            full = (found.items_BK[:, -1] > 0).tolist()
+            rows = [row for row, more in zip(rows, full, strict=True) if more and len(hits[row].items_C) < k]
+            if fetch >= self.size:
+                break
+            fetch *= 2
+        return hits
+
+    def search_unseen(self, query_1D: NDArray, seen: Ids, k: int) -> AllowedHits:
+        """`search_allowed` of one query [1, D], for what is beside the items that were seen."""
+        return self.search_allowed(query_1D, [lambda items: ~np.isin(items, seen)], k)[0]
 
     def upsert(self, item_ids_M: ArrayLike, vectors_MD: NDArray) -> None:
         """Add items, or give items that are there another vector. Searches find them at once, as exact search does.

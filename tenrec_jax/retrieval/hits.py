@@ -1,5 +1,6 @@
 """Hits of a search, and the packed keys in which the best of them are kept: rising keys are falling scores, then rising item ids."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,35 @@ class SearchResult(NamedTuple):
     items_BK: Ids
 
 
-class UnseenHits(NamedTuple):
-    """Hits of one query among what a user has not seen, best first: scores [C], item ids [C], and how many hits were seen."""
+Allowed = Callable[[Ids], NDArray[np.bool_]]
+
+
+class AllowedHits(NamedTuple):
+    """Hits of one query that a condition allows, best first: scores [C] and item ids [C]; and those refused before the last of them [R]."""
 
     scores_C: Floats
     items_C: Ids
-    removed: int
+    refused_R: Ids
+
+    @classmethod
+    def none(cls) -> "AllowedHits":
+        """No hits."""
+        return cls(np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.int32))
+
+    @classmethod
+    def of(cls, scores: Floats, items: Ids, allowed: Allowed, k: int) -> "AllowedHits":
+        """The first k allowed among hits in order [n]."""
+        kept = allowed(items)
+        places = np.flatnonzero(kept)[:k]
+        end = places[-1] + 1 if len(places) == k else len(items)
+        return cls(scores[places], items[places], items[:end][~kept[:end]])
+
+
+def is_among(items: Ids, ascending: Ids) -> NDArray[np.bool_]:
+    """Which of a few items [n] are among many distinct ascending ones, by bisection: the time hardly grows with their number."""
+    if not len(ascending):
+        return np.zeros(len(items), bool)
+    return ascending[np.minimum(np.searchsorted(ascending, items), len(ascending) - 1)] == items
 
 
 def packed(scores: Floats, items: Ids) -> Keys:
