@@ -494,7 +494,16 @@ def test_launch_help_teaches(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tenrec:qb_video", "quickstart", "sequences", "movielens"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"tenrec:{kind}" for kind in ("qb_video", "qk_video", "ctr_1m")),
+        "original",
+        "quickstart",
+        "sequences",
+        "movielens",
+    ],
+)
 def test_every_config_dry_runs(name: str, tmp_path: Path) -> None:
     stem, _, variant = name.partition(":")
     path = CONFIGS / f"{stem}.py"
