@@ -38,7 +38,7 @@ from tenrec_jax.interop.original import load_state
 from torch_mlu_backend import __main__ as mirror_command
 
 PAGES = (
-    *("README.md", "GLOSSARY.md", "CONTRIBUTING.md"),
+    *("README.md", "tenrec_jax/GLOSSARY.md", "CONTRIBUTING.md"),
     *("data/README.md", "experiments/README.md", "torch_mlu_backend/README.md"),
 )
 SMALLER = {
