@@ -101,7 +101,8 @@ def test_recommendations_are_the_recommenders_own(client, recommender, body, ask
 
 
 def test_values_of_actions_that_are_not_given_are_the_recommenders_own(client, recommender):
-    told = client.post("/v1/recommend", json={"user_id": USER, "rules": {"action_values": {"like": 9}}}).json()
+    how = {"action_values": {"like": 9}, "retrieval_weight": 0}
+    told = client.post("/v1/recommend", json={"user_id": USER, "rules": how}).json()
     assert recommender.rules.action_values.share == 4
     for item in told["items"]:
         values = {"click": 1, "like": 9, "share": 4, "follow": 3}
