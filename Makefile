@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := bash
 # What the tests need, as `pip install` takes it.
-EXTRAS := .[scann,torch,plot,ray,serve,docs,dev]
+EXTRAS := .[scann,torch,plot,ray,sweep,serve,notebooks,docs,dev]
 # Environments of their own, which nothing else uses.
 AUDIT := .venv-audit
 LATEST := .venv-latest
