@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from tenrec_jax.data.interactions import RawId
 from tenrec_jax.errors import UserError
-from tenrec_jax.settings import Natural, NonNegative, Settings, Share
+from tenrec_jax.settings import Natural, NonNegative, Range, Settings, Share
 
 CLICK = "click"
+Worth = Annotated[float, Range(at_least=0, at_most=1e6)]
 
 
 class RequestError(UserError):
@@ -57,10 +59,10 @@ class Item:
 class ActionValues(Settings):
     """Worth of each action. An item's expected worth is the sum over the log's actions of probability times value."""
 
-    click: NonNegative = 1.0
-    like: NonNegative = 2.0
-    share: NonNegative = 4.0
-    follow: NonNegative = 3.0
+    click: Worth = 1.0
+    like: Worth = 2.0
+    share: Worth = 4.0
+    follow: Worth = 3.0
 
     def conflicts(self) -> Iterator[str]:
         if not any(vars(self).values()):
