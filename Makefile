@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := bash
 # What the tests need, as `pip install` takes it.
-EXTRAS := .[scann,torch,plot,ray,dev]
+EXTRAS := .[scann,torch,plot,ray,notebooks,dev]
 # Environments of their own, which nothing else uses.
 AUDIT := .venv-audit
 LATEST := .venv-latest
 
-.PHONY: demo test test-slow test-latest lint format audit constraints venv clean
+.PHONY: demo test test-slow test-latest lint format notebooks audit constraints venv clean
 
 demo: venv  ## the quick start: synthetic log in, recommender and report out
 	$(BIN)/python experiments/launch.py
@@ -49,6 +49,9 @@ lint: venv  ## style, formatting and types
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+notebooks: venv  ## write every .ipynb from its .py; REPOSITORY=OWNER/NAME also writes where their badges and install cells point
+	$(BIN)/python experiments/notebooks/sync.py $(addprefix --repository=,$(REPOSITORY))
 
 venv: $(VENV)/.installed
 
