@@ -1,5 +1,6 @@
 """The notebooks: whole pairs, and each runs from top to bottom, at a small size, and shows what it promises."""
 
+import html
 import json
 import re
 from collections.abc import Callable
@@ -32,7 +33,9 @@ class Executed(NamedTuple):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the notebooks run, one after the other as a reader would: a run that one has finished, another finds."""
-    return tmp_path_factory.mktemp("notebooks")
+    where = tmp_path_factory.mktemp("notebooks")
+    write_kernel_spec(str(where / "jupyter" / "kernels" / KERNEL))
+    return where
 
 
 @pytest.fixture
@@ -45,7 +48,6 @@ def execute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Ex
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     monkeypatch.setenv("TENREC_NOTEBOOK_ROWS", str(ROWS))
-    write_kernel_spec(str(folder / "jupyter" / "kernels" / KERNEL))
 
     def run(name: str) -> Executed:
         document = read(name)
@@ -54,8 +56,8 @@ def execute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Ex
         outputs = [output for cell in code_cells(document) for output in cell.outputs]
         streams = {kind: "".join(o.text for o in outputs if o.get("name") == kind) for kind in ("stdout", "stderr")}
         shown = [output.data for output in outputs if "data" in output]
-        html = "".join(data.get("text/html", "") for data in shown)
-        return Executed(*streams.values(), html, sum("image/png" in data for data in shown), folder)
+        pages = "".join(data.get("text/html", "") for data in shown)
+        return Executed(*streams.values(), pages, sum("image/png" in data for data in shown), folder)
 
     return run
 
@@ -107,8 +109,44 @@ def results_stand_beside_popularity(run: Executed) -> None:
     assert len(re.findall(r"^ +\d+  item +\d+  worth [\d.]+  P\(click\) 0\.\d+", run.text, re.MULTILINE)) == 10
 
 
+def leaks_are_flagged_and_the_report_is_shown(run: Executed) -> None:
+    assert re.search(r"^flagged: watching_times ", run.text, re.MULTILINE)
+    report = (run.folder / f"runs/tenrec_{ROWS}/run/report.html").read_text()
+    assert html.escape(report) in run.html
+
+
+def text_ids_are_recommended(run: Executed) -> None:
+    log = (run.folder / f"runs/magazine_{ROWS}/magazine.csv").read_text()
+    listed = re.findall(r"^ +\d+  (story-\d{6})", run.text, re.MULTILINE)
+    assert len(listed) == 8
+    assert all(f',"{story}",' in log or f",{story}," in log for story in listed)
+    assert "there is no column 'storey'" in run.text
+
+
+def torch_and_jax_agree(run: Executed) -> None:
+    assert re.search(r"^PASSED on cpu", run.text, re.MULTILINE)
+    worths = re.findall(r"worth ([\d.]+) in JAX, ([\d.]+) in PyTorch", run.text)
+    assert len(worths) == 5
+    assert [float(jax) for jax, _ in worths] == pytest.approx([float(torch) for _, torch in worths], abs=1e-5)
+    assert "torch_mlu" in run.text
+
+
+def the_fastformer_keeps_its_promises(run: Executed) -> None:
+    changes = re.search(r"'isolated': '(\S+)', 'joint': '(\S+)'", run.text)
+    assert float(changes[1]) <= 1e-6 < 1e-4 < float(changes[2])
+    assert float(re.search(r"largest difference of a logit: (\S+)", run.text)[1]) <= 1e-5
+    rows = re.findall(r"^ +(\d+)  (additive|softmax) .* ([\d.]+|nan)$", run.text, re.MULTILINE)
+    assert [(int(length), kind) for length, kind, _ in rows] == [
+        (length, kind) for kind in ("additive", "softmax") for length in (256, 512, 1024)
+    ]
+
+
 SHOWS: dict[str, Callable[[Executed], None]] = {
     "01_quick_start": results_stand_beside_popularity,
+    "02_tenrec_from_csv_to_report": leaks_are_flagged_and_the_report_is_shown,
+    "03_your_own_log": text_ids_are_recommended,
+    "04_from_jax_to_pytorch_and_mlu": torch_and_jax_agree,
+    "05_inside_the_fastformer": the_fastformer_keeps_its_promises,
 }
 
 
