@@ -56,7 +56,7 @@ from tenrec_jax import artifact
 from tenrec_jax.config import default_config, from_mapping, to_config_dict
 from tenrec_jax.models.blocks import Encoder, places_of, split_heads
 from tenrec_jax.models.encoders import make_encoder
-from tenrec_jax.models.features import event_tokens
+from tenrec_jax.models.features import context_tokens, event_tokens
 from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.timeline import Events, Profile, Timeline
 
@@ -206,73 +206,81 @@ plt.show()
 # ## One pass gives what serving gives
 #
 # Training reads a timeline once and predicts at every place what came next there; serving keeps a state, takes in an event, and scores.
-# Both must agree, or the model would be asked for something else than it has learned. At each place we compare the logits of one pass with
-# those of a state that has seen the events before it, and nothing else.
+# Both must agree, or the model would be asked for something else than it has learned. At each place we compare the encoding of the next
+# item in one pass with its encoding by a state that has seen the events before it, and nothing else; and the logits made of them.
 
 # %%
 timeline = Timeline(Profile(*(part[None] for part in profile)), np.zeros((1, 1), np.int32), events)
-one_pass_TA = np.asarray(jax.jit(ranker.timeline_logits)(timeline))[0]
 
 
 @jax.jit
-def served(seen_BT: jax.Array, item_BC: jax.Array, category_BC: jax.Array) -> jax.Array:
-    """Logits [B, C, A] of candidates from a state that has read the events of a mask."""
-    return ranker.score(ranker.extend(ranker.start(profile), events._replace(mask=seen_BT)), item_BC, category_BC)
+def one_pass(timeline: Timeline) -> tuple[jax.Array, jax.Array]:
+    """Encodings [B, T, D] and logits [B, T, A] of every event, given the events before it."""
+    context_BTD, places, slots = context_tokens(ranker.users, ranker.items, ranker.events, timeline)
+    items_BTD = ranker.items(timeline.events.item, timeline.events.category)
+    encoded_BTD = ranker.encoder.timeline(context_BTD, ranker.events.candidates(items_BTD, slots.place), places)
+    return encoded_BTD, ranker.timeline_logits(timeline)
 
 
-one_by_one_TA = np.stack(
-    [served(place_BT < t, events.item[:, t : t + 1], events.category[:, t : t + 1])[0, 0] for t in range(length)]
-)
-difference_T = np.abs(one_pass_TA - one_by_one_TA).max(-1)
-print(f"largest difference of a logit: {difference_T.max():.1e}")
+@jax.jit
+def served(seen_BT: jax.Array, item_BC: jax.Array, category_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Encodings [B, C, D] and logits [B, C, A] of candidates by a state that has read the events of a mask."""
+    state = ranker.extend(ranker.start(profile), events._replace(mask=seen_BT))
+    place_B1 = state.encoder.length_B[:, None] - 1
+    target_BCD = ranker.events.candidates(ranker.items(item_BC, category_BC), place_B1)
+    return ranker.encoder.isolated(state.encoder, target_BCD), ranker.score(state, item_BC, category_BC)
+
+
+encoded_TD, logit_TA = (np.asarray(output[0]) for output in one_pass(timeline))
+one_by_one = [served(place_BT < t, events.item[:, [t]], events.category[:, [t]]) for t in range(length)]
+served_TD, served_TA = (np.concatenate([output[0] for output in outputs]) for outputs in zip(*one_by_one, strict=True))
+difference_T = np.maximum(np.abs(encoded_TD - served_TD).max(-1), np.abs(logit_TA - served_TA).max(-1))
+print(f"largest difference {difference_T.max():.1e} of encodings up to {np.abs(encoded_TD).max():.1f}")
 assert difference_T.max() <= 1e-5
 
 figure, axes = plt.subplots(2, 1, figsize=(10, 4), layout="constrained", sharex=True, height_ratios=(2, 1))
-probability_T = 1 / (1 + np.exp(-one_pass_TA[:, 0]))
+probability_T = 1 / (1 + np.exp(-logit_TA[:, 0]))
 axes[0].plot(probability_T, color="tab:blue", linewidth=1, label="P(click), one pass")
-axes[0].plot(1 / (1 + np.exp(-one_by_one_TA[:, 0])), "x", color="tab:orange", label="P(click), served")
+axes[0].plot(1 / (1 + np.exp(-served_TA[:, 0])), "x", color="tab:orange", label="P(click), served")
 axes[0].plot(np.flatnonzero(clicked_T), probability_T[clicked_T], "v", color="tab:cyan", label="was clicked")
 axes[0].legend(loc="upper right")
 axes[1].semilogy(np.maximum(difference_T, 1e-9), ".", color="tab:gray")
 axes[1].axhline(1e-5, color="tab:red", linewidth=1)
-axes[1].set(xlabel="event", ylabel="difference of logits", ylim=(1e-9, 1e-4))
+axes[1].set(xlabel="event", ylabel="difference", ylim=(1e-9, 1e-4))
 plt.show()
 
 # %% [markdown]
 # ## A score is a candidate's own
 #
-# Here is what the word *isolated* means. One candidate is scored among nine others, and again among nine different ones. Its score must be
-# the same, so that candidates can be scored in any batches, and a score can be kept or compared. The original system's `joint` mode, in
-# which every token pools over all tokens, does not have this: the same weights are used, and the candidate's encoding moves.
+# Here is what the word *isolated* means. One candidate is encoded among nine others, and again among nine different ones. Its encoding, and
+# so its score, must be the same: then candidates can be scored in any batches, and a score can be kept or compared. The original system's
+# `joint` mode, in which every token pools over all tokens, does not have this: with the same weights, the candidate's encoding moves.
 
 # %%
 random = np.random.default_rng(0)
 candidate_RC = random.choice(np.arange(1, len(catalogue.item_id)), (2, 10), replace=False)
 candidate_RC[1, 0] = candidate_RC[0, 0]  # the one that stays
 known_RC, category_RC = catalogue.trained_item[candidate_RC], catalogue.category[candidate_RC]
-logit_RCA = np.concatenate([served(mask_BT, known_RC[[r]], category_RC[[r]]) for r in range(2)])
 
 
 @jax.jit
 def joint(item_BC: jax.Array, category_BC: jax.Array) -> jax.Array:
     """Encodings [B, C, D] of candidates when all tokens see all tokens."""
-    target_BCD = ranker.events.candidates(ranker.items(item_BC, category_BC), np.full(item_BC.shape, length))
+    target_BCD = ranker.events.candidates(ranker.items(item_BC, category_BC), jnp.full(item_BC.shape, length))
     tokens_BTD = jnp.concatenate([x_BTD, target_BCD], axis=1)
     return ranker.encoder.joint(tokens_BTD, jnp.ones(tokens_BTD.shape[:2], bool))[:, -item_BC.shape[1] :]
 
 
-joint_RCD = np.concatenate([joint(known_RC[[r]], category_RC[[r]]) for r in range(2)])
-moved = {
-    "isolated": np.abs(np.diff(logit_RCA[:, 0], axis=0)).max(),
-    "joint": np.abs(np.diff(joint_RCD[:, 0], axis=0)).max(),
-}
+isolated_RD = np.stack([served(mask_BT, known_RC[[r]], category_RC[[r]])[0][0, 0] for r in range(2)])
+joint_RD = np.stack([joint(known_RC[[r]], category_RC[[r]])[0, 0] for r in range(2)])
+moved = {"isolated": np.abs(np.diff(isolated_RD, axis=0)).max(), "joint": np.abs(np.diff(joint_RD, axis=0)).max()}
 print("change of one candidate when the others change:", {mode: f"{change:.1e}" for mode, change in moved.items()})
 assert moved["isolated"] <= 1e-6
 assert moved["joint"] > 1e-4
 
-figure, axis = plt.subplots(figsize=(5, 2.4), layout="constrained")
+figure, axis = plt.subplots(figsize=(6, 2), layout="constrained")
 axis.barh(list(moved), list(moved.values()), color=["tab:blue", "tab:gray"])
-axis.set(title="what the other candidates change", xlabel="largest change")
+axis.set(title="what the other candidates change in an encoding", xlabel="largest change")
 plt.show()
 
 # %% [markdown]
