@@ -9,7 +9,7 @@ EXTRAS := .[scann,torch,plot,ray,sweep,serve,notebooks,docs,dev]
 AUDIT := .venv-audit
 LATEST := .venv-latest
 
-.PHONY: demo test test-slow test-latest lint format docs audit constraints venv clean
+.PHONY: demo test test-slow test-latest lint format docs notebooks audit constraints venv clean
 
 demo: venv  ## the quick start: synthetic log in, recommender and report out
 	$(BIN)/python experiments/launch.py
@@ -52,6 +52,9 @@ format: venv
 
 docs: venv  ## the reference of both packages, build/docs/index.html; the pages need no network
 	$(BIN)/python -m pdoc --docformat google --output-directory build/docs tenrec_jax torch_mlu_backend
+
+notebooks: venv  ## write every .ipynb from its .py; REPOSITORY=OWNER/NAME also writes where their badges and install cells point
+	$(BIN)/python experiments/notebooks/sync.py $(addprefix --repository=,$(REPOSITORY))
 
 venv: $(VENV)/.installed
 
