@@ -41,14 +41,15 @@ from tenrec_jax.plan import describe
 from tenrec_jax.settings_reader import refuse_overrides
 from tenrec_jax.sweep import leaderboard
 from tenrec_jax.sweep.record import Sweep, read_sweep, with_settings
-from tenrec_jax.sweep.run import run_sweep, typed
-from tenrec_jax.sweep.search import next_round
+from tenrec_jax.sweep.run import first_round, run_sweep, typed
 from tenrec_jax.training.heartbeat import Heartbeat
 from tenrec_jax.training.parallel import DataParallel, How, join_processes, leave_processes
 from tenrec_jax.training.workers import end_with_launcher, supervise
 
 FOLDER = Path(__file__).parent
 QUICK_START = FOLDER / "configs" / "quickstart.py"
+# A unit of a sweep is one process, and which of its stages run is the sweep's to say.
+NOT_OF_SWEEPS = ("list", "stages", "num_processes", "max_restarts", "heartbeat_seconds", "parallel")
 
 # Loaded when the command line is parsed, so that a mistake in it is a message and not a traceback.
 CONFIG = config_flags.DEFINE_config_file(
@@ -117,13 +118,15 @@ def main(arguments: list[str]) -> int:
         return 0
     end_with_launcher()
     try:
-        if "--list" in arguments:
-            sys.stdout.write(experiments_table())
-            return 0
         sweep_file = _sweep_file(arguments)
         if sweep_file is not None:
             return _sweep(arguments, read_sweep(sweep_file), sweep_file)
         config = _parse(arguments)
+        if LIST.value:
+            sys.stdout.write(experiments_table())
+            return 0
+        if PARALLEL_UNITS.present:
+            raise UserError("--parallel_units is for the units of a sweep: name its file, --sweep=FILE.")
         workdir = Path(WORKDIR.value or Path("runs") / config.name)
         if DRY_RUN.value:
             _run(config, workdir, Stopping())
@@ -203,13 +206,15 @@ def _sweep(arguments: list[str], sweep: Sweep, file: Path) -> int:
         raise UserError(f"--config is given, but {file} names the config of its units: {sweep.base}.")
     fixed = {key: value for key, value in sweep.settings.items() if key not in overrides}
     base = with_settings(_parse(arguments, sweep.base), fixed)
-    if NUM_PROCESSES.value > 1:
-        raise UserError("--num_processes and --sweep do not go together: a unit of a sweep is one process.")
+    others = [name for name in NOT_OF_SWEEPS if flags.FLAGS[name].present]
+    if others:
+        raise UserError(f"--{others[0]} does not go together with --sweep: leave one of them out.")
     workdir = Path(WORKDIR.value or Path("runs") / f"sweep_{file.stem}")
     if DRY_RUN.value:
-        lines = [", ".join(f"{key}={value}" for key, value in drawn.items()) for drawn in next_round(sweep, ())]
+        lines = [", ".join(f"{key}={value}" for key, value in drawn.items()) for drawn in first_round(sweep, base)]
         total = len(lines) if sweep.search != "tpe" else sweep.trials
-        sys.stdout.write("\n".join([f"{total} units in {workdir}, the first of them:", *lines]) + "\n")
+        first = f", the first {len(lines)} of them" * (len(lines) < total)
+        sys.stdout.write("\n".join([f"{total} units in {workdir}{first}:", *lines]) + "\n")
         return 0
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))

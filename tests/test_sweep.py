@@ -6,14 +6,17 @@ import json
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 import tiny_run
+from absl.testing import flagsaver
 from launched import DEADLINE, ROOT
 
+from experiments import launch
 from tenrec_jax.__main__ import main
 from tenrec_jax.config import RunConfig, from_mapping
 from tenrec_jax.errors import UserError
@@ -97,7 +100,8 @@ def test_a_search_ends_when_nothing_new_is_left() -> None:
         ({"search": "tpe"}, "trials is 0"),
         ({"search": "gird"}, "search is 'gird'"),
         ({"objective": "retrieval auc"}, "objective is 'retrieval auc'"),
-        ({"objective": "click pcoc"}, "an action and one of auc, gauc, log_loss, ece"),
+        ({"objective": "click pcoc"}, "one of click, like, share, follow and one of auc, gauc, log_loss, ece"),
+        ({"objective": "klick auc"}, "objective is 'klick auc'"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -120,6 +124,51 @@ def test_a_sweep_file_that_cannot_be_read_is_told_with_its_line(tmp_path: Path) 
         file.write_text(source)
         with pytest.raises(UserError, match=message):
             read_sweep(file)
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """What the launcher does, in this process."""
+    words = ["launch.py", *arguments]
+    monkeypatch.setattr(sys, "argv", words)  # where overrides of a config are looked for
+    with flagsaver.flagsaver(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
+        return launch.main(words)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "objective", "arguments", "message"),
+    [
+        ("'seed': Choices((1, 2))", "retrieval mrr", ["--stages=data"], "--stages does not go together with --sweep"),
+        ("'seed': Choices((1, 2))", "retrieval mrr", ["--num_processes=2"], "--num_processes does not go together"),
+        ("'retrieval.trian.epochs': Choices((1, 2))", "retrieval mrr", [], "Did you mean config.retrieval.train?"),
+        ("'retrieval.train.epochs': Choices((1, 0))", "retrieval mrr", [], "epochs is 0; it must be at least 1"),
+        ("'seed': Choices((1, 2))", "click gauc", [], "is of the ranking stage, which is off"),
+    ],
+)
+def test_the_command_line_refuses_a_sweep_that_cannot_be_before_any_work(
+    parameters: str,
+    objective: str,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    file, base = tmp_path / "sweep.py", ROOT / "tests" / "tiny_run.py"
+    given = f"{str(base)!r}, {{{parameters}}}, {objective!r}"
+    file.write_text(f"from tenrec_jax.sweep.record import *\ndef get_sweep():\n    return Sweep({given})\n")
+    how = [f"--sweep={file}", f"--workdir={tmp_path / 'sweep'}", "--dry_run", *arguments]
+    assert launched(monkeypatch, *how) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_table_of_all_experiments_is_asked_for_in_any_way_that_flags_have(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for way in ("--list", "-list", "--list=true"):
+        assert launched(monkeypatch, way) == 0
+        assert "`tenrec.py:ctr_1m`" in capsys.readouterr().out
 
 
 def test_names_are_as_short_as_they_can_be() -> None:

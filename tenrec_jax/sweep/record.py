@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from tenrec_jax.config import RunConfig, from_mapping
 from tenrec_jax.config_files import unreadable
+from tenrec_jax.data.schema import ACTIONS
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.results import BINARY_METRICS
 from tenrec_jax.evaluation.user_metrics import CUTOFFS
@@ -106,10 +107,10 @@ class Sweep(Settings):
         elif not self.trials:
             yield f"trials is 0: say how many runs the search {self.search!r} takes"
         known = RETRIEVAL_METRICS if self.of == RETRIEVAL else RANKING_METRICS
-        if self.metric not in known:
+        if self.of not in (RETRIEVAL, *ACTIONS) or self.metric not in known:
             yield (
-                f"objective is {self.objective!r}; it must be {RETRIEVAL} and one of {', '.join(RETRIEVAL_METRICS)}, or an action and "
-                f"one of {', '.join(RANKING_METRICS)}"
+                f"objective is {self.objective!r}; it must be {RETRIEVAL} and one of {', '.join(RETRIEVAL_METRICS)}, or one of "
+                f"{', '.join(ACTIONS)} and one of {', '.join(RANKING_METRICS)}"
             )
 
     def _no_grid(self) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 1. `sweep.json` is written first. A sweep that differs from it is refused: what was chosen among other units is another choice.
 2. A unit is written down before it runs, runs up to the stage `validate`, and is skipped once that is done. An interrupted one goes on.
-3. What "tpe" proposes next follows from the results of all rounds before; units that are written down keep their settings.
+3. What "tpe" proposes next follows from the results of all rounds before; units that are written down keep their settings. Settings that
+   cannot be together are refused in the first round, before anything runs; in a later one they are a unit that fails.
 4. The choice hangs on the validation part. The test part of the best unit alone is read, and only after all units have ended well: while
    one has no result yet, the best may still be another.
 """
@@ -14,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from tenrec_jax import provenance
-from tenrec_jax.config import STAGES, RunConfig
+from tenrec_jax.config import STAGES, RunConfig, refuse_missing_sources
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.tables import interval
 from tenrec_jax.files import locked, write_json
 from tenrec_jax.sealed import read_stamped, write_stamped
 from tenrec_jax.sweep.leaderboard import FILE, Leaderboard, leaderboard, ordered, with_test
 from tenrec_jax.sweep.pool import Done, Job, Pool
-from tenrec_jax.sweep.record import Sweep, with_settings
-from tenrec_jax.sweep.search import Trial, next_round
+from tenrec_jax.sweep.record import RETRIEVAL, Sweep, with_settings
+from tenrec_jax.sweep.search import Drawn, Trial, next_round
 from tenrec_jax.sweep.units import JUDGED, Unit, new_unit, read_units
 
 logger = logging.getLogger(__name__)
@@ -55,18 +56,18 @@ def run_sweep(
         The leaderboard, which is also written to `leaderboard.json`.
 
     Raises:
-        UserError: the workdir holds another sweep; settings that cannot be; another process in this workdir; no unit has a result.
+        UserError: the workdir holds another sweep; settings that cannot be; a log that is not there; another process in this workdir; no
+            unit has a result.
         Stopped: this process was told to stop.
     """
-    for drawn in next_round(sweep, ()):  # of a grid and of random search, all: refused before anything runs
-        with_settings(base, drawn)
+    first_round(sweep, base)
     with (
         locked(workdir / ".lock", f"runs a sweep in {workdir}"),
         Pool.opened(parallel, grace_seconds=grace_seconds) as pool,
     ):
         _begin(sweep, base, workdir, allow_changed=allow_changed)
         units: list[Unit] = []
-        for of_round in _rounds(sweep, base, workdir):
+        for of_round in _rounds(sweep, workdir):
             units += of_round
             _run(pool, sweep, of_round, command, JUDGED)
         finished = [unit for unit in units if unit.finished()]
@@ -84,6 +85,23 @@ def run_sweep(
         return board
 
 
+def first_round(sweep: Sweep, base: RunConfig) -> list[Drawn]:
+    """The settings of the units that run first; of a grid and of random search, of all.
+
+    Raises:
+        UserError: settings that cannot be, or that leave out what the objective is of.
+    """
+    drawn = next_round(sweep, ())
+    for settings in drawn:
+        config = with_settings(base, settings)
+        if sweep.of != RETRIEVAL and not config.ranking.enabled:
+            raise UserError(
+                f"The objective {sweep.objective!r} is of the ranking stage, which is off: set ranking.enabled, or take an objective of "
+                f"{RETRIEVAL}."
+            )
+    return drawn
+
+
 def _begin(sweep: Sweep, base: RunConfig, workdir: Path, *, allow_changed: bool) -> None:
     """Write the sweep down, or compare it with the one that is."""
     path = workdir / RECORD
@@ -97,6 +115,7 @@ def _begin(sweep: Sweep, base: RunConfig, workdir: Path, *, allow_changed: bool)
     del what["base"]  # its settings count, and not where the file lies
     code = provenance.code()
     if not path.exists():
+        refuse_missing_sources(base.data)
         write_stamped(path, {"sweep": what, "code": code})
         return
     before = read_stamped(path, remedy="Restore it, or name another --workdir.")
@@ -111,13 +130,12 @@ def _begin(sweep: Sweep, base: RunConfig, workdir: Path, *, allow_changed: bool)
         raise UserError("\n".join([f"{workdir} holds a sweep that other code began:", *changed, remedy]))
 
 
-def _rounds(sweep: Sweep, base: RunConfig, workdir: Path) -> Iterator[list[Unit]]:
+def _rounds(sweep: Sweep, workdir: Path) -> Iterator[list[Unit]]:
     """The units of each round, once those of the rounds before have run."""
     recorded, before = read_units(workdir), list[Unit]()
     while drawn := next_round(sweep, [Trial(unit.settings, _value(sweep, unit)) for unit in before]):
         units = []
         for number, settings in enumerate(drawn, len(before)):
-            with_settings(base, settings)
             units.append(recorded[number] if number < len(recorded) else new_unit(workdir, number, settings))
         yield units
         before += units
