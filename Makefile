@@ -4,33 +4,33 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := bash
 # What the tests need, as `pip install` takes it.
-EXTRAS := .[scann,torch,plot,ray,notebooks,dev]
+EXTRAS := .[scann,torch,plot,ray,sweep,serve,notebooks,docs,dev]
 # Environments of their own, which nothing else uses.
 AUDIT := .venv-audit
 LATEST := .venv-latest
 
-.PHONY: demo test test-slow test-latest lint format notebooks audit constraints venv clean
+.PHONY: demo test test-slow test-latest lint format docs notebooks audit constraints venv clean
 
 demo: venv  ## the quick start: synthetic log in, recommender and report out
 	$(BIN)/python experiments/launch.py
 
 test: venv  ## the test suite, on two cores
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test-slow: venv  ## the long proofs as well
-	$(BIN)/python -m pytest -m "slow or not slow" --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest -m "slow or not slow" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test-latest:  ## the test suite with the newest versions that setup.cfg allows, so that rot is seen early
 	$(PYTHON) -m venv --clear $(LATEST)
 	$(LATEST)/bin/python -m pip install --quiet --upgrade --editable "$(EXTRAS)"
 	@echo "versions that differ from constraints.txt:"
 	@diff --ignore-case <(sort constraints.txt) <($(LATEST)/bin/python -m pip freeze --exclude-editable | sort) || true
-	$(LATEST)/bin/python -m pytest --numprocesses=2 --dist=loadfile
+	$(LATEST)/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 # --strict: a version of which the advisory service knows nothing is an error, not a pass.
 audit:  ## known vulnerabilities of the pinned versions, and sbom.cdx.json, a CycloneDX bill of materials
 	$(PYTHON) -m venv --clear $(AUDIT)
-	$(AUDIT)/bin/python -m pip install --quiet --constraint constraints.txt ".[scann,torch,plot,ray]"
+	$(AUDIT)/bin/python -m pip install --quiet --constraint constraints.txt ".[scann,torch,plot,ray,serve]"
 	$(PYTHON) -m venv --clear $(AUDIT)-tools
 	$(AUDIT)-tools/bin/python -m pip install --quiet ".[audit]"
 	$(AUDIT)-tools/bin/cyclonedx-py environment --output-reproducible --output-file sbom.cdx.json $(AUDIT)/bin/python
@@ -49,6 +49,9 @@ lint: venv  ## style, formatting and types
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: venv  ## the reference of both packages, build/docs/index.html; the pages need no network
+	$(BIN)/python -m pdoc --docformat google --output-directory build/docs tenrec_jax torch_mlu_backend
 
 notebooks: venv  ## write every .ipynb from its .py; REPOSITORY=OWNER/NAME also writes where their badges and install cells point
 	$(BIN)/python experiments/notebooks/sync.py $(addprefix --repository=,$(REPOSITORY))

@@ -4,17 +4,20 @@
     python experiments/launch.py --config=experiments/configs/sequences.py --config.data.path=FILE
     python experiments/launch.py --config=experiments/configs/tenrec.py:ctr_1m --workdir=runs/ctr --dry_run
     python experiments/launch.py --num_processes=2                                the same on two processes of this machine
+    python experiments/launch.py --list                                           all configs and sweeps, what they need and take
+    python experiments/launch.py --sweep=experiments/sweeps/quickstart.py --dry_run
+    python experiments/launch.py --sweep=experiments/sweeps/quickstart.py --parallel_units=2
 
 Any setting of a config can be overridden: --config.retrieval.train.epochs=20. The same command again resumes, whatever stopped the run
-(SIGTERM and Ctrl-C save first); a finished run prints its results. tenrec-jax verify WORKDIR checks all its
-files. Where Slurm or Kubernetes starts the processes, each runs the same command: see experiments/README.md.
+(SIGTERM and Ctrl-C save first); a finished run prints its results. tenrec-jax verify WORKDIR checks all its files. A sweep runs one
+config under several settings and ends with a leaderboard. Where Slurm or Kubernetes starts the processes, each runs the same command.
+experiments/README.md says more.
 """
 
 import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -30,16 +33,22 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from tenrec_jax.config import STAGES, RunConfig, from_mapping
+from tenrec_jax.config_files import listed, markdown_table, unreadable
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.report import results_table
 from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.plan import describe
 from tenrec_jax.settings_reader import refuse_overrides
+from tenrec_jax.sweep import leaderboard
+from tenrec_jax.sweep.record import Sweep, read_sweep, with_settings
+from tenrec_jax.sweep.run import run_sweep, typed
+from tenrec_jax.sweep.search import next_round
 from tenrec_jax.training.heartbeat import Heartbeat
 from tenrec_jax.training.parallel import DataParallel, How, join_processes, leave_processes
 from tenrec_jax.training.workers import end_with_launcher, supervise
 
-QUICK_START = Path(__file__).parent / "configs" / "quickstart.py"
+FOLDER = Path(__file__).parent
+QUICK_START = FOLDER / "configs" / "quickstart.py"
 
 # Loaded when the command line is parsed, so that a mistake in it is a message and not a traceback.
 CONFIG = config_flags.DEFINE_config_file(
@@ -82,6 +91,17 @@ PARALLEL = flags.DEFINE_enum(
     "How devices share a step; auto is pmap in one process and shard_map over several. The results are the same.",
 )
 
+LIST = flags.DEFINE_bool("list", False, "Print a table of all configs, their variants, and sweeps.")
+SWEEP = flags.DEFINE_string(
+    "sweep", "", "Sweep file: run a config under several settings; --config.KEY=VALUE holds for all of them."
+)
+PARALLEL_UNITS = flags.DEFINE_integer(
+    "parallel_units",
+    1,
+    "Units of a sweep at a time, each with its share of the cores; where CUDA_VISIBLE_DEVICES names GPUs, each takes one of them.",
+    lower_bound=1,
+)
+
 logger = logging.getLogger("tenrec_jax")
 
 
@@ -89,12 +109,20 @@ def main(arguments: list[str]) -> int:
     """Parse the command line and run.
 
     Returns:
-        The exit code: 0 done, 1 a worker died, 2 wrong use or bad input, 128 + the signal if the run was told to stop.
+        The exit code: 0 done, 1 a worker died or a unit of a sweep failed, 2 wrong use or bad input, 128 + the signal if the run was told
+        to stop.
     """
     if {"--help", "-h"} & set(arguments):
         sys.stdout.write(_help())
         return 0
+    end_with_launcher()
     try:
+        if "--list" in arguments:
+            sys.stdout.write(experiments_table())
+            return 0
+        sweep_file = _sweep_file(arguments)
+        if sweep_file is not None:
+            return _sweep(arguments, read_sweep(sweep_file), sweep_file)
         config = _parse(arguments)
         workdir = Path(WORKDIR.value or Path("runs") / config.name)
         if DRY_RUN.value:
@@ -125,7 +153,6 @@ def _work(config: RunConfig, workdir: Path) -> None:
 
     An error ends the process at once: to leave in order it would wait for the others, which wait for it. Whoever started them stops them.
     """
-    end_with_launcher()
     try:
         with Stopping.installed() as stopping:
             _run(config, workdir, stopping)
@@ -151,9 +178,58 @@ def _help() -> str:
     return f"{__doc__}\nconfigs: {', '.join(configs)}\nstages:  {', '.join(STAGES)}\n{flags.FLAGS.module_help(sys.modules[__name__])}\n"
 
 
-def _parse(arguments: list[str]) -> RunConfig:
-    named = any(argument.split("=")[0].lstrip("-") == "config" for argument in arguments[1:])
-    default = [] if named else [f"--config={QUICK_START}"]
+def experiments_table() -> str:
+    """What `--list` prints: the tables of configs and of sweeps."""
+    tables = (markdown_table(listed(FOLDER / f"{kind}s"), kind) for kind in ("config", "sweep"))
+    return "\n\n".join(tables) + "\n"
+
+
+def _sweep_file(arguments: Sequence[str]) -> Path | None:
+    """The file of --sweep, known before the flags are read: it names the config."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.lstrip("-") == "sweep" and name.startswith("-"):
+            return Path(value if equals else next(iter(arguments[place + 1 :]), ""))
+    return None
+
+
+def _sweep(arguments: list[str], sweep: Sweep, file: Path) -> int:
+    """Run a sweep, or with --dry_run say what it would run."""
+    overrides = [key.removeprefix("config.") for key in _overrides(arguments)]
+    varied = sorted(sweep.parameters.keys() & set(overrides))
+    if varied:
+        raise UserError(f"--config.{varied[0]} is given, but the sweep varies it.")
+    if _names_config(arguments):
+        raise UserError(f"--config is given, but {file} names the config of its units: {sweep.base}.")
+    fixed = {key: value for key, value in sweep.settings.items() if key not in overrides}
+    base = with_settings(_parse(arguments, sweep.base), fixed)
+    if NUM_PROCESSES.value > 1:
+        raise UserError("--num_processes and --sweep do not go together: a unit of a sweep is one process.")
+    workdir = Path(WORKDIR.value or Path("runs") / f"sweep_{file.stem}")
+    if DRY_RUN.value:
+        lines = [", ".join(f"{key}={value}" for key, value in drawn.items()) for drawn in next_round(sweep, ())]
+        total = len(lines) if sweep.search != "tpe" else sweep.trials
+        sys.stdout.write("\n".join([f"{total} units in {workdir}, the first of them:", *lines]) + "\n")
+        return 0
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
+    logger.setLevel(logging.INFO)
+    command = [sys.executable, arguments[0], f"--config={sweep.base}"]
+    command += [f"--config.{key}={typed(value)}" for key, value in fixed.items()]
+    command += [f"--{key}={text}" for key, text in _overrides(arguments).items()]
+    command += ["--allow_changed"] * ALLOW_CHANGED.value
+    board = run_sweep(sweep, base, workdir, command, parallel=PARALLEL_UNITS.value, allow_changed=ALLOW_CHANGED.value)
+    sys.stdout.write(f"{leaderboard.text(board)}\n\nleaderboard  {workdir / leaderboard.FILE}\n")
+    return 1 if board.failed else 0
+
+
+def _names_config(arguments: Sequence[str]) -> bool:
+    return any(argument.split("=")[0].lstrip("-") == "config" for argument in arguments[1:])
+
+
+def _parse(arguments: list[str], config_file: str | Path = QUICK_START) -> RunConfig:
+    """The configuration of a command line, from `config_file` where it names none."""
+    default = [] if _names_config(arguments) else [f"--config={config_file}"]
     refuse_overrides(_overrides(arguments), RunConfig)
     try:
         left_over = flags.FLAGS([arguments[0], *default, *arguments[1:]])[1:]
@@ -166,9 +242,7 @@ def _parse(arguments: list[str]) -> RunConfig:
     except Exception as error:
         if "get_config" in str(error):
             raise UserError("The config file has no function get_config: it must define one.") from error
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        file, line = getattr(error, "filename", None) or place.filename, getattr(error, "lineno", None) or place.lineno
-        raise UserError(f"{file}:{line}: {type(error).__name__}: {error}. The config file cannot be read.") from error
+        raise UserError(f"{unreadable(error)} The config file cannot be read.") from error
     if left_over:
         raise UserError(f"{left_over[0]!r} is no flag. See --help.")
     if not isinstance(values, ConfigDict):

@@ -33,7 +33,7 @@ def changed_config(config: RunConfig, workdir: Path) -> list[str]:
     """The settings that differ from those of the run in a workdir, a line each."""
     path = workdir / CONFIG
     if path.exists():
-        return _differences(_kept(path), dataclasses.asdict(config), "config.")
+        return differences(_kept(path), dataclasses.asdict(config), "config.")
     if (workdir / stages.FILE).exists():
         raise UserError(f"{path} is missing, so this run's configuration is unknown. Name another --workdir.")
     return []
@@ -42,7 +42,7 @@ def changed_config(config: RunConfig, workdir: Path) -> list[str]:
 def changed_code(workdir: Path) -> list[str]:
     """The versions that differ from those with which the run in a workdir began, a line each."""
     path = workdir / ENVIRONMENT
-    return _differences(_kept(path).get("code", {}), code(), "") if path.exists() else []
+    return differences(_kept(path).get("code", {}), code(), "") if path.exists() else []
 
 
 def changed_data(config: RunConfig, workdir: Path) -> list[str]:
@@ -72,7 +72,8 @@ def _kept(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
+    """The entries of nested mappings that differ, a line each; `prefix` stands before their dotted keys."""
     old, new = flat(before), flat(now)
     return [
         f"  {prefix}{key}: {old.get(key, '(absent)')!r} in the workdir, {new.get(key, '(absent)')!r} now"

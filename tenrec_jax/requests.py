@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from tenrec_jax.data.interactions import RawId
 from tenrec_jax.errors import UserError
-from tenrec_jax.settings import Natural, NonNegative, Settings, Share
+from tenrec_jax.settings import Natural, NonNegative, Range, Settings, Share
 
 CLICK = "click"
+Worth = Annotated[float, Range(at_least=0, at_most=1e6)]
 
 
 class RequestError(UserError):
@@ -57,10 +59,10 @@ class Item:
 class ActionValues(Settings):
     """Worth of each action. An item's expected worth is the sum over the log's actions of probability times value."""
 
-    click: NonNegative = 1.0
-    like: NonNegative = 2.0
-    share: NonNegative = 4.0
-    follow: NonNegative = 3.0
+    click: Worth = 1.0
+    like: Worth = 2.0
+    share: Worth = 4.0
+    follow: Worth = 3.0
 
     def conflicts(self) -> Iterator[str]:
         if not any(vars(self).values()):
@@ -77,7 +79,8 @@ class Rules(Settings):
 
     Attributes:
         action_values: worth of each action.
-        retrieval_weight: b in the score `worth * exp(b * (retrieval score - the best candidate's))`; 0 orders by worth alone.
+        retrieval_weight: b in the score `worth * exp(b * (retrieval score - the best candidate's))`. With 1 it is the worth expected of
+            an item times the probability that retrieval gives it of coming next; 0 orders by worth alone, that of what is shown.
         exclude_seen: leave out items in the user's events.
         blocked_items, blocked_categories: never recommended.
         diversity: share l of diversity in maximal marginal relevance, `(1 - l) * relevance - l * similarity` (Carbonell and Goldstein,
@@ -89,7 +92,7 @@ class Rules(Settings):
     """
 
     action_values: ActionValues = field(default_factory=ActionValues)
-    retrieval_weight: NonNegative = 0.0
+    retrieval_weight: NonNegative = 1.0
     exclude_seen: bool = True
     blocked_items: tuple[RawId, ...] = ()
     blocked_categories: tuple[int, ...] = ()
@@ -129,7 +132,8 @@ class RecommendedItem:
     Attributes:
         item_id: raw id, an integer or, where the log's ids are text, a str.
         category: number of its category, 0 where it is missing.
-        score: what the list is ordered by: the expected worth of the actions, or the retrieval score where there is no ranker.
+        score: what the list is ordered by, see `Rules.retrieval_weight`; of given items the expected worth of the actions alone, which
+            no other item has a part in; the retrieval score where there is no ranker.
         retrieval_score: inner product of query and item vector.
         probabilities: of each action, by name; empty where there is no ranker.
         explored: whether chance put it there.

@@ -12,6 +12,7 @@ import pytest
 import short_training
 
 PROOF = "proof"
+LONG = ("test_kills.py", "test_worker_kills.py")
 # Compiling is most of what these tests do, and their arrays are tiny: XLA's optimisations would cost more than they save.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 # Four virtual CPU devices, so that data parallelism is tested for real.
@@ -58,6 +59,11 @@ def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Tells a count of a proof, which the session prints at its end."""
     return partial(record_property, PROOF)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files whose tests take longest come first, so that no core stands idle at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

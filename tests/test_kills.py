@@ -34,7 +34,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(tmp_path_factory.mktemp("lab"))
 
 
-@pytest.mark.parametrize(("kills", "stops"), [(8, 2), pytest.param(100, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "stops"), [(3, 1), pytest.param(100, 20, marks=pytest.mark.slow)])
 def test_runs_killed_and_stopped_while_they_train_end_as_if_nothing_had_been(
     lab: Lab, kills: int, stops: int, tell: Callable[[str], None]
 ) -> None:
@@ -181,7 +181,7 @@ def assert_told_last(code: int, said: str) -> None:
     assert "Traceback" not in last, said
 
 
-@cut(2, 10)
+@cut(1, 10)
 def test_a_run_without_room_says_so_and_ends_as_if_nothing_had_been_once_there_is(
     lab: Lab, count: int, tell: Callable[[str], None]
 ) -> None:

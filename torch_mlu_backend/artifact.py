@@ -61,6 +61,20 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
+class Rules:
+    """How answers are made.
+
+    Attributes:
+        candidates: items that retrieval hands to ranking.
+        action_values: worth of each action. retrieval_weight: b in the score `worth * exp(b * (retrieval - the best candidate's))`.
+    """
+
+    candidates: int
+    action_values: tuple[float, ...]
+    retrieval_weight: float
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A recommender, on the CPU. `ranking` is None where there is none."""
 
@@ -68,8 +82,7 @@ class Artifact:
     retrieval: weights.Model
     ranking: weights.Model | None
     catalogue: Catalogue
-    candidates: int
-    action_values: tuple[float, ...]
+    rules: Rules
 
     @property
     def actions(self) -> tuple[str, ...]:
@@ -121,14 +134,12 @@ def load(folder: Path) -> Artifact:
     manifest = read_manifest(folder)
     if manifest["kind"] != RECOMMENDER:
         raise UserError(f"{folder} holds a {manifest['kind']}: it can score given items, but has no catalogue.")
-    candidates, action_values = _load_rules(folder / RULES, manifest["actions"])
     return Artifact(
         manifest,
         weights.load(folder / RETRIEVAL, weights.TWO_TOWER),
         weights.load(folder / RANKING, weights.RANKER) if RANKING in manifest["files"] else None,
         _load_catalogue(folder),
-        candidates,
-        action_values,
+        _load_rules(folder / RULES, manifest["actions"]),
     )
 
 
@@ -221,23 +232,25 @@ def _text_ids(path: Path) -> dict[str, list[str]]:
     return text
 
 
-def _load_rules(path: Path, actions: list[str]) -> tuple[int, tuple[float, ...]]:
-    """The number of candidates and the worth of each action. Rules that are off, as they are by default, need not be known here."""
+def _load_rules(path: Path, actions: list[str]) -> Rules:
+    """Rules that are off, as they are by default, need not be known here."""
     try:
         stated = json.loads(path.read_text(encoding="utf-8"))
         candidates, rules = stated["candidates"], stated["rules"]
         values = tuple(float(rules["action_values"][action]) for action in actions)
         if type(candidates) is not int or candidates < 1:
             raise ValueError(f"candidates is {candidates!r}")
+        weight = float(rules["retrieval_weight"])
         # What is on, and not by default.
-        others = [name for name in rules.keys() - {"action_values"} if bool(rules[name]) != (name == "exclude_seen")]
+        unread = rules.keys() - {"action_values", "retrieval_weight"}
+        others = [name for name in unread if bool(rules[name]) != (name == "exclude_seen")]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}). Export again.") from error
     if others:
         raise UserError(
             f"{path}: {', '.join(sorted(others))} are set to rules that this package does not have; export without them."
         )
-    return candidates, values
+    return Rules(candidates, values, weight)
 
 
 def _flush(path: Path) -> None:

@@ -60,7 +60,7 @@ def _of_recommender(folder: Path, inputs: Tensors, device: torch.device) -> Tens
         state = ranker.extend(ranker.start(profile), events)
         with _layers(ranker.encoder) as layers:
             logits_BCA = ranker.score(state, *candidates)
-        values_A = torch.tensor(loaded.action_values[: len(loaded.actions)], device=device)
+        values_A = torch.tensor(loaded.rules.action_values, device=device)
         found |= _prefixed("ranking", layers | {"logits": logits_BCA, "scores": logits_BCA.sigmoid() @ values_A})
     return found
 

@@ -3,9 +3,10 @@
 Retrieval compares the user's query with every item: where the exporting side searches with ScaNN, it may have missed what is found here.
 """
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -30,7 +31,8 @@ class RecommendedItem:
 
     Attributes:
         item_id: raw id.
-        score: what the list is ordered by: the expected worth of the actions, or the retrieval score where there is no ranker.
+        score: what the list is ordered by: the expected worth of the actions times retrieval's odds, or the retrieval score where there
+            is no ranker; of given items the worth alone.
         retrieval_score: inner product of query and item vector.
         probabilities: of each action, by name; empty where there is no ranker.
     """
@@ -121,7 +123,7 @@ class Recommender:
             searched = time.perf_counter()
             items = self._scored(profile, events, item_C, score_C)
         if self._ranker is not None:
-            items.sort(key=lambda item: -item.score)
+            items = _fused(items, self._artifact.rules.retrieval_weight)
         ranked = time.perf_counter()
         seconds = {
             "query": queried - began, "search": searched - queried, "rank": ranked - searched, "total": ranked - began
@@ -200,7 +202,7 @@ class Recommender:
     def _candidates(self, query_D: Tensor, user: _User, k: int, exclude_seen: bool) -> tuple[Tensor, Tensor, int]:
         """Dense ids and retrieval scores of the best items [C], and how many seen ones were left out."""
         catalogue = self._artifact.catalogue
-        wanted = max(k, self._artifact.candidates)
+        wanted = max(k, self._artifact.rules.candidates)
         seen = user.item.unique() if exclude_seen else user.item[:0]
         found = (self._vectors_ND @ query_D.to(self._vectors_ND.dtype)).topk(
             min(wanted + len(seen), len(self._vectors_ND))
@@ -218,10 +220,17 @@ class Recommender:
         state = self._ranker.extend(self._ranker.start(profile), events)
         probability_CA = self._ranker.score(state, *self._of_items(item_C[None]))[0].float().sigmoid().cpu()
         actions = self._artifact.actions
-        worth_C = probability_CA @ torch.tensor(self._artifact.action_values[: len(actions)])
+        worth_C = probability_CA @ torch.tensor(self._artifact.rules.action_values)
         return [
             RecommendedItem(raw, worth, score, dict(zip(actions, probabilities, strict=True)))
             for raw, worth, score, probabilities in zip(
                 raw_C, worth_C.tolist(), score_C.tolist(), probability_CA.tolist(), strict=True
             )
         ]
+
+
+def _fused(items: list[RecommendedItem], weight: float) -> list[RecommendedItem]:
+    """Candidates in the order of their worth times the odds that retrieval gives them, to the power of `weight`."""
+    best = max((item.retrieval_score for item in items), default=0.0)
+    scored = [replace(item, score=item.score * math.exp(weight * (item.retrieval_score - best))) for item in items]
+    return sorted(scored, key=lambda item: -item.score)

@@ -1,10 +1,13 @@
-"""MovieLens-100K: ratings as exposures with real labels. click = rating >= 4, like = rating 5.
+"""MovieLens-100K: ratings as exposures with real labels.
+
+click = rating >= 4, like = rating 5.
 
 The archive is read where it lies: a zip or folder that holds `u.data` (GroupLens) or `ml-100k.inter` (RecBole's atomic files, as in the
 wheel of `recbole==1.2.1`). MovieLens is for research use and may not be redistributed; nothing of it is copied into this project.
 
 Command:   python experiments/launch.py --config=experiments/configs/movielens.py --config.data.path=ml-100k.zip
-Hardware:  2 CPU cores, a few minutes.
+Hardware:  2 CPU cores
+Time:      4 minutes
 Expected:  `per_user_order`, test rows: the ranker's click AUC above item rate and user rate, intervals apart: AUC about .80
            against .73, GAUC about .73 against .69.
 """

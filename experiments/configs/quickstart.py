@@ -1,7 +1,8 @@
 """Quick start: a synthetic twin of Tenrec's QB-video, both stages, evaluation and report.
 
 Command:   python experiments/launch.py
-Hardware:  2 CPU cores, 4 GiB of memory; about 2 minutes.
+Hardware:  2 CPU cores, 4 GiB of memory
+Time:      2 minutes
 Expected:  the ranker's click AUC above item rate and user rate, intervals apart, and retrieval's recall@10 above popularity. On so
            small a log GAUC stays level with item rate; the tables in README.md are what was measured.
 """

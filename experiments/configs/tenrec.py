@@ -1,10 +1,10 @@
 """Tenrec itself: the licensed CSV files, placed by you in `data/tenrec/`.
 
-Variants:  qb_video (2.4 million rows), qk_video (493 million), ctr_1m (120 million).
-
 Command:   python experiments/launch.py --config=experiments/configs/tenrec.py:qb_video
-Hardware:  one GPU for the 12-layer ranker. Splits and evaluation hold arrays over all rows in memory.
-Expected:  not known. No licensed file was at hand when this was written; the format was proven on files that the synthetic twin writes.
+Hardware:  one GPU, memory for arrays over all rows
+Time:      not known, never trained
+Expected:  not known. Neither a licensed file nor a GPU was at hand: the format was proven on files that the synthetic twin writes, and of
+           the models only `--dry_run` has been run. Sound models of the 1M file reach a click AUC of .76 to .80 on true exposures.
 """
 
 from ml_collections import ConfigDict
@@ -13,6 +13,11 @@ from tenrec_jax.config import default_config, to_config_dict
 from tenrec_jax.errors import UserError
 
 FILES = {"qb_video": "QB-video.csv", "qk_video": "QK-video.csv", "ctr_1m": "ctr_data_1M.csv"}
+VARIANTS = {
+    "qb_video": "Tenrec's QB-video, 2.4 million rows.",
+    "qk_video": "Tenrec's QK-video, 493 million rows.",
+    "ctr_1m": "Tenrec's CTR file of a million users, 120 million rows.",
+}
 
 
 def get_config(variant: str = "qb_video") -> ConfigDict:

@@ -118,7 +118,8 @@ def read_predictions(path: Path) -> Predictions:
     """
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: the run has not been evaluated, or by an older version. Run its command again."
+            f"{path} is missing: the run has not been evaluated on these rows, or by an older version. Run its command again. Units of a "
+            "sweep have validation rows alone: --part validation."
         )
     try:
         schema = pq.read_schema(path)

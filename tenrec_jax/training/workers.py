@@ -75,7 +75,7 @@ def supervise(
         a worker was told to stop; 1 if a worker died or hung once more than `max_restarts` times.
     """
     events: SimpleQueue[Event] = SimpleQueue()
-    with _signals_to(events):
+    with signals_to(events):
         for restart in range(1, max_restarts + 2):
             code, death = _attempt(command, count, events, heartbeat_seconds, grace_seconds)
             if not death:
@@ -106,12 +106,10 @@ def _places(count: int) -> list[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    threads = str(max(1, _cores() // count))
-    # NPROC is the number of threads that XLA computes with on a CPU. A worker takes one GPU, where there are any.
-    shares = {"NPROC": threads, "OMP_NUM_THREADS": threads}
     return [
         {
-            **shares,
+            **share_of_cores(count),
+            # A worker takes one GPU, where there are any.
             "JAX_LOCAL_DEVICE_IDS": str(i),
             **os.environ,
             COORDINATOR: address,
@@ -122,8 +120,12 @@ def _places(count: int) -> list[dict[str, str]]:
     ]
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def share_of_cores(count: int) -> dict[str, str]:
+    """Environment of one of `count` processes that share this machine's cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // count))
+    # NPROC is the number of threads that XLA computes with on a CPU.
+    return {"NPROC": threads, "OMP_NUM_THREADS": threads}
 
 
 def _start(
@@ -144,7 +146,8 @@ def _start(
 
 
 @contextlib.contextmanager
-def _signals_to(events: "SimpleQueue[Event]") -> Iterator[None]:
+def signals_to(events: "SimpleQueue[Event]") -> Iterator[None]:
+    """Put each SIGINT and SIGTERM into a queue, in the main thread, until the context ends."""
     before = {number: signal.signal(number, lambda n, _: events.put(signal.Signals(n))) for number in STOPPED.values()}
     try:
         yield
@@ -181,7 +184,7 @@ def _attempt(
         return outcome
     finally:
         # After a death nobody can save: a checkpoint needs them all.
-        _stop(workers, 0.0 if outcome.death else grace_seconds)
+        stop_processes(workers, 0.0 if outcome.death else grace_seconds)
         os.close(held)
         for watcher in watchers:
             watcher.join()
@@ -241,7 +244,8 @@ def _told_to_stop(number: signal.Signals) -> Outcome:
     return Outcome(128 + number)
 
 
-def _stop(workers: Sequence[subprocess.Popen[str]], grace_seconds: float) -> None:
+def stop_processes(workers: Sequence[subprocess.Popen[str]], grace_seconds: float) -> None:
+    """End all that still run: by SIGTERM, on which they save, and after so many seconds by SIGKILL; 0 kills at once."""
     running = [worker for worker in workers if worker.poll() is None]
     if grace_seconds:
         for worker in running:
