@@ -106,7 +106,7 @@ def results_stand_beside_popularity(run: Executed) -> None:
     expected = [model["value"], model["low"], model["high"], popularity["value"]]
     assert [float(number) for number in row.groups()] == pytest.approx(expected, abs=1e-4)
     assert "rule diversity: removed 0" in run.text
-    assert len(re.findall(r"^ +\d+  item +\d+  worth [\d.]+  P\(click\) 0\.\d+", run.text, re.MULTILINE)) == 10
+    assert len(re.findall(r"^ +\d+  item +\d+  score [\d.]+  P\(click\) 0\.\d+", run.text, re.MULTILINE)) == 10
 
 
 def leaks_are_flagged_and_the_report_is_shown(run: Executed) -> None:

@@ -145,7 +145,7 @@ def show(answer: Recommendations) -> None:
     print(f"{answer.history_length} events read, {answer.milliseconds['total']:.0f} ms")
     for rank, item in enumerate(answer.items, 1):
         actions = "  ".join(f"P({name}) {value:.3f}" for name, value in item.probabilities.items())
-        print(f"{rank:>3}  item {item.item_id:>6}  worth {item.score:.3f}  {actions}")
+        print(f"{rank:>3}  item {item.item_id:>6}  score {item.score:.3f}  {actions}")
 
 
 recommender = Recommender.load(pipeline.recommender)
@@ -164,6 +164,9 @@ show(newcomer)
 # %% [markdown]
 # ## Rules
 #
+# A list is ordered by the worth that the ranker expects (probability times value, summed over the actions) times the probability that
+# retrieval gives the item of coming next, to the power of `retrieval_weight`; 0 leaves the worth alone.
+#
 # What a product wants beside probable clicks is said by rules, which come after the models: what an action is worth, what is blocked, how
 # many items of a category may stand in a list, how much diversity counts. `explain=True` tells what was read of the user and what
 # retrieval had found; `effects` tells what each rule did.
@@ -172,7 +175,7 @@ show(newcomer)
 rules = dataclasses.replace(recommender.rules, diversity=0.3, max_per_category=4)
 plain = recommender.recommend(user_id=pipeline.example_user(), k=8)
 ruled = recommender.recommend(user_id=pipeline.example_user(), k=8, rules=rules, explain=True)
-for name, answer in {"by worth alone": plain, "with the rules": ruled}.items():
+for name, answer in {"without further rules": plain, "with them": ruled}.items():
     print(f"{name}: " + "  ".join(f"{item.item_id} (category {item.category})" for item in answer.items))
 for effect in ruled.effects:
     print(f"rule {effect.rule}: removed {len(effect.removed)} items, moved {len(effect.moved)}")
@@ -186,11 +189,13 @@ assert all(categories.count(category) <= 4 for category in categories)
 # %% [markdown]
 # ## Two stages, two opinions
 #
+# With `retrieval_weight=0` the order of the candidates is the ranker's own, and can be held against retrieval's.
 # Retrieval orders the catalogue by an inner product, fast enough for millions of items; the ranker looks at each candidate with the user's
 # whole timeline. A point is a candidate of the example user. Were both of one mind, all would lie on the diagonal.
 
 # %%
-candidates = recommender.recommend(user_id=pipeline.example_user(), k=config.serving.candidates).items
+by_worth = dataclasses.replace(recommender.rules, retrieval_weight=0.0)
+candidates = recommender.recommend(user_id=pipeline.example_user(), k=config.serving.candidates, rules=by_worth).items
 by_retrieval = sorted(candidates, key=lambda item: -item.retrieval_score)
 place = {item.item_id: number for number, item in enumerate(by_retrieval, 1)}
 figure, axis = plt.subplots(figsize=(4.6, 4.2), layout="constrained")

@@ -40,6 +40,7 @@ if importlib.util.find_spec("tenrec_jax") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %%
+import dataclasses
 import json
 
 import matplotlib.pyplot as plt
@@ -152,7 +153,7 @@ answer = recommender.recommend(user_id=reader, k=8)
 for rank, item in enumerate(answer.items, 1):
     section = recommender.categories[item.category - 1] if item.category else "-"
     print(
-        f"{rank:>2}  {item.item_id}  {section:<8}  P(click) {item.probabilities['click']:.3f}  worth {item.score:.3f}"
+        f"{rank:>2}  {item.item_id}  {section:<8}  P(click) {item.probabilities['click']:.3f}  score {item.score:.3f}"
     )
 
 somebody_new = recommender.recommend(history=[item.item_id for item in answer.items[:2]] + ["story-999999"], k=3)
@@ -162,20 +163,23 @@ assert somebody_new.unknown_items == ("story-999999",)
 # %% [markdown]
 # What is an item's worth made of? Each action has a value (a click 1, a like 2, a share 4, a follow 3, unless a rule says otherwise), and
 # the worth is the sum of probability times value. Change the values, and the order follows, without any training.
+# `retrieval_weight=0` orders by this worth alone, without retrieval's probability that the item comes next.
 
 # %%
+by_worth = dataclasses.replace(recommender.rules, retrieval_weight=0.0)
+worthy = recommender.recommend(user_id=reader, k=8, rules=by_worth).items
 values = dict(zip(recommender.actions, recommender.rules.action_values.of(recommender.actions), strict=True))
 figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")
-left = [0.0] * len(answer.items)
+left = [0.0] * len(worthy)
 for action, value in values.items():
-    parts = [value * item.probabilities[action] for item in answer.items]
-    axis.barh([str(item.item_id) for item in answer.items], parts, left=left, label=f"{action} x {value:g}")
+    parts = [value * item.probabilities[action] for item in worthy]
+    axis.barh([str(item.item_id) for item in worthy], parts, left=left, label=f"{action} x {value:g}")
     left = [sum(pair) for pair in zip(left, parts, strict=True)]
 axis.invert_yaxis()
 axis.set(xlabel="expected worth", title=f"for {reader}")
 figure.legend(loc="outside right upper")
 plt.show()
-assert all(abs(total - item.score) < 1e-4 for total, item in zip(left, answer.items, strict=True))
+assert all(abs(total - item.score) < 1e-4 for total, item in zip(left, worthy, strict=True))
 
 # %% [markdown]
 # ## What to do next
