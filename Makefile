@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := bash
 # What the tests need, as `pip install` takes it.
-EXTRAS := .[scann,torch,plot,ray,sweep,serve,dev]
+EXTRAS := .[scann,torch,plot,ray,sweep,serve,docs,dev]
 # Environments of their own, which nothing else uses.
 AUDIT := .venv-audit
 LATEST := .venv-latest
 
-.PHONY: demo test test-slow test-latest lint format audit constraints venv clean
+.PHONY: demo test test-slow test-latest lint format docs audit constraints venv clean
 
 demo: venv  ## the quick start: synthetic log in, recommender and report out
 	$(BIN)/python experiments/launch.py
@@ -49,6 +49,9 @@ lint: venv  ## style, formatting and types
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: venv  ## the reference of both packages, build/docs/index.html; the pages need no network
+	$(BIN)/python -m pdoc --docformat google --output-directory build/docs tenrec_jax torch_mlu_backend
 
 venv: $(VENV)/.installed
 

@@ -43,12 +43,26 @@ EXAMPLES = """examples:
 Training and evaluation are run from a config: python experiments/launch.py --help
 """
 
-
+SYNTH_EXAMPLES = """examples:
+  tenrec-jax synth --kind qb_video --rows 300000 --seed 0 --out twin.csv     and twin.truth.parquet, the true probabilities
+  tenrec-jax synth --kind ctr_1m --rows 300000 --out ctr_twin.csv
+"""
+INGEST_EXAMPLES = """examples:
+  tenrec-jax ingest twin.csv --kind qb_video --out table
+  tenrec-jax ingest log.txt --kind sequences --out table2              one user a line, or one event
+  tenrec-jax ingest my.csv.gz --kind custom --columns '{"user": "uid", "item": "vid", "click": "watched"}' --out table3
+  tenrec-jax ingest shards --kind qb_video --out table4                a folder of Parquet files, from Spark for example
+  tenrec-jax ingest twin.csv --kind qb_video --max_bad_fraction 0.001 --duplicates drop_exact --out table5
+"""
 STATS_EXAMPLES = """examples:
   tenrec-jax stats table                                  the default split, written into the table's folder
   tenrec-jax stats table --protocol leave_one_out --out report
   tenrec-jax stats table --json | python -m json.tool     everything, for programs
   tenrec-jax stats table --truth twin.truth.parquet       a synthetic twin beside Tenrec's published numbers
+"""
+REPORT_EXAMPLES = """examples:
+  tenrec-jax report runs/quickstart                               report.html of the run, written again
+  tenrec-jax report runs/before runs/after --out both.html        runs side by side
 """
 
 
@@ -79,7 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     interop.add_commands(commands)
     compare.add_command(commands)
     verify.add_command(commands)
-    report = commands.add_parser("report", help="write report.html again from a run's files, or a page of several runs")
+    report = commands.add_parser(
+        "report",
+        help="write report.html again from a run's files, or a page of several runs",
+        epilog=REPORT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     report.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="workdir of a run; several stand side by side"
     )
@@ -91,14 +110,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    synth = commands.add_parser("synth", help="write a synthetic log in Tenrec's format, with its true probabilities")
+    synth = commands.add_parser(
+        "synth",
+        help="write a synthetic log in Tenrec's format, with its true probabilities",
+        epilog=SYNTH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     synth.add_argument("--kind", choices=TWIN_KINDS, default="qb_video", help="format to write (default: %(default)s)")
     synth.add_argument("--rows", type=int, default=300_000, help="rows to write (default: %(default)s)")
     synth.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
     synth.add_argument("--out", type=Path, required=True, help="CSV file to write")
     synth.set_defaults(run=_synth)
 
-    table = commands.add_parser("ingest", help="validate a log and turn it into a table")
+    table = commands.add_parser(
+        "ingest",
+        help="validate a log and turn it into a table",
+        epilog=INGEST_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     table.add_argument(
         "sources",
         type=Path,

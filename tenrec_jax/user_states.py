@@ -23,6 +23,8 @@ from tenrec_jax.timeline import Events, Profile
 from tenrec_jax.training.id_spaces import HASHED, ITEM, USER
 
 BATCH_SIZES = (1, 4, 16, 64)
+# The share of a batch that is worth its padding.
+FULL = 0.75
 # Events that one call takes in, the rest of which is padding: an observation or two, or a stretch of a history.
 FEW, MANY = 8, 64
 # Items for which a hashed table gets room when the first one is added.
@@ -249,7 +251,14 @@ def _hashed_rows(raw: np.ndarray, table: TableConfig, *, is_text: bool) -> np.nd
 
 
 def _parts(values: Sequence[Any]) -> list[Sequence[Any]]:
-    return [values[start : start + BATCH_SIZES[-1]] for start in range(0, len(values), BATCH_SIZES[-1])]
+    """In batches that are full, or nearly so: what they are padded with is computed too."""
+    parts, start = [], 0
+    while start < len(values):
+        left = len(values) - start
+        size = max(size for size in BATCH_SIZES if size == 1 or left >= FULL * size)
+        parts.append(values[start : start + size])
+        start += size
+    return parts
 
 
 def _columns(pairs: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:

@@ -28,6 +28,7 @@ from tenrec_jax.evaluation.two_stage import CandidateRanker
 from tenrec_jax.files import locked
 from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.recommender import Recommender
+from tenrec_jax.requests import Rules
 from tenrec_jax.run_data import RunData
 
 ROOT = Path(__file__).parents[1]
@@ -211,7 +212,7 @@ def test_candidates_are_worth_in_the_evaluation_what_they_are_to_the_recommender
         action_values=config.serving.rules.action_values,
     )
     raw = recommender.user_ids[2]
-    answer = recommender.recommend(user_id=int(raw), k=12)
+    answer = recommender.recommend(user_id=int(raw), k=12, rules=Rules(retrieval_weight=0.0))
     worth = ranker.worth(table.dense_user(raw), table.dense_item([item.item_id for item in answer.items]), 8)
     np.testing.assert_allclose(worth, [item.score for item in answer.items], rtol=1e-5)
 
@@ -333,19 +334,22 @@ def test_stages_out_of_order_or_unknown_are_refused(tmp_path: Path) -> None:
 
 def test_recommendations_are_unseen_catalogue_items_in_order_of_worth(recommender: Recommender, workdir: Path) -> None:
     seen, user = set(rows_of_first_user(workdir)), int(recommender.user_ids[0])
-    answer = recommender.recommend(user_id=user, k=10)
+    answer = recommender.recommend(user_id=user, k=10, explain=True)
     items = [item.item_id for item in answer.items]
     assert len(set(items)) == 10
+    assert answer.retrieved is not None
+    best = answer.retrieved[0].retrieval_score
     assert not seen & set(items)
     for item in answer.items:
         assert set(item.probabilities) == {"click", "like", "share", "follow"}
         worth = sum(
             w * item.probabilities[a] for a, w in zip(("click", "like", "share", "follow"), (1, 2, 4, 3), strict=True)
         )
-        assert item.score == pytest.approx(worth, rel=1e-5)
+        assert item.score == pytest.approx(worth * np.exp(item.retrieval_score - best), rel=1e-5)
     assert [item.score for item in answer.items] == sorted((item.score for item in answer.items), reverse=True)
     assert set(answer.milliseconds) == {"state", "search", "rank", "rules", "total"}
-    assert answer == dataclasses.replace(recommender.recommend(user_id=user, k=10), milliseconds=answer.milliseconds)
+    again = recommender.recommend(user_id=user, k=10, explain=True)
+    assert answer == dataclasses.replace(again, milliseconds=answer.milliseconds)
 
 
 def test_fewer_items_asked_for_are_the_first_of_more(recommender: Recommender) -> None:

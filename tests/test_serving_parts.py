@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import socket
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -207,6 +208,16 @@ def test_a_folder_without_a_recommender_a_taken_port_and_a_missing_extra_are_tol
     monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
     assert main(["serve", str(tmp_path)]) == 2
     assert 'pip install "tenrec_jax[serve]"' in capsys.readouterr().err
+
+
+def test_answers_leave_at_once():
+    """With Nagle's algorithm an answer's body waits until the client has acknowledged its head."""
+    with (
+        listening("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_every_endpoint_tells_in_its_schema_what_it_may_answer(tmp_path: Path):

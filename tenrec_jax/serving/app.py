@@ -73,9 +73,9 @@ def _refusal(error: Exception) -> ApiError:
         case RequestValidationError():
             return _invalid(error)
         case UnknownUserError():
-            return ApiError(404, str(error), error.field)
+            return ApiError(404, error.message, error.field)
         case RequestError():
-            return ApiError(422, str(error), error.field or None)
+            return ApiError(422, error.message, error.field or None)
         case UserError():
             return ApiError(422, str(error))
         case BusyError():

@@ -78,10 +78,10 @@ HistoryEntry = Annotated[Event, BeforeValidator(_event, json_schema_input_type=I
 class ActionValues(Body):
     """Worth of each action; an item's worth is the sum of probability times value."""
 
-    click: Weight = 1.0
-    like: Weight = 2.0
-    share: Weight = 4.0
-    follow: Weight = 3.0
+    click: Weight = requests.ActionValues.click
+    like: Weight = requests.ActionValues.like
+    share: Weight = requests.ActionValues.share
+    follow: Weight = requests.ActionValues.follow
 
     def given(self) -> dict[str, float]:
         """Those that were given."""
@@ -106,7 +106,9 @@ class Rules(Body):
     seed: Annotated[int, Field(ge=0, le=LARGEST)] | None = Field(
         default=None, description="Of the exploration; the same seed and user give the same list."
     )
-    retrieval_weight: Weight = Field(default=0.0, description="Weight of the retrieval score beside the worth.")
+    retrieval_weight: Weight = Field(
+        default=requests.Rules.retrieval_weight, description="Weight of the retrieval score beside the worth."
+    )
 
     def given(self) -> dict[str, Any]:
         """Those that were given, but for the values of actions, as the recommender's `Rules` has them."""

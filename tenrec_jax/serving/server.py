@@ -11,6 +11,8 @@ from tenrec_jax.serving.app import create_app
 from tenrec_jax.serving.service import ServeOptions
 
 LOG = logging.getLogger("tenrec_jax.serving")
+# Longer than proxies keep idle connections (60 seconds is usual): whoever closes first must not be the one that may be asked just then.
+KEEP_ALIVE_SECONDS = 75
 
 
 def serve(options: ServeOptions, host: str, port: int) -> None:
@@ -49,6 +51,7 @@ def make_server(app: object, options: ServeOptions) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=patience,
         )
     )
@@ -62,6 +65,10 @@ def listening(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise UserError(f"--host {host} --port {port}: {error}. Name another port, or 0 for any free one.") from error
+    # Connections inherit it. Otherwise an answer's body waits for the client's late word about its head, some 40 ms: asyncio sets this on
+    # sockets alone that were made with TCP's number.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
