@@ -107,6 +107,19 @@ def test_what_a_user_has_seen_is_left_out_of_the_best(catalogue, queries, k):
     assert not len(index.search_unseen(queries[:1], ids, k).items_C)
 
 
+def test_conditions_of_several_queries_are_kept_however_many_of_the_best_they_refuse(catalogue, queries):
+    vectors, ids = catalogue
+    index = build_index(vectors, ids, EXACT)
+    ranked = brute_force(vectors, ids, queries[:4], N)[1]
+    refused = [ranked[0, :0], ranked[1, :300], ranked[2, 1::2], ranked[3]]
+    allowed = [lambda items, out=out: ~np.isin(items, out) for out in refused]
+    for found, best, out in zip(index.search_allowed(queries[:4], allowed, 9), ranked, refused, strict=True):
+        kept = best[~np.isin(best, out)][:9]
+        np.testing.assert_array_equal(found.items_C, kept)
+        before = best[: np.flatnonzero(best == kept[-1])[0]] if len(kept) == 9 else best
+        np.testing.assert_array_equal(found.refused_R, before[np.isin(before, out)])
+
+
 def test_scores_survive_packing_bit_by_bit():
     scores = np.array([[1e15, 1.5, 1e-45, 0.0, -1e-45, -2.25, -1e30]], np.float32)
     items = np.array([[1, 2**31 - 1, 3, 4, 5, 6, 7]], np.int32)
