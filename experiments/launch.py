@@ -298,6 +298,7 @@ def _run(config: RunConfig, workdir: Path, stopping: Stopping) -> None:
             f"recommender  {workdir / 'recommender'}\n"
             "\nNext:\n"
             f"  tenrec-jax recommend --recommender {workdir / 'recommender'} --user {user}\n"
+            f"  tenrec-jax serve {workdir / 'recommender'}    and open http://127.0.0.1:8080\n"
             "  python experiments/launch.py --config=experiments/configs/sequences.py --config.data.path=YOUR_LOG.txt\n"
         )
 
