@@ -12,7 +12,7 @@ import pytest
 import short_training
 
 PROOF = "proof"
-LONG = ("test_kills.py", "test_worker_kills.py")
+LONG = ("test_kills.py", "test_worker_kills.py", "test_notebooks.py", "test_page.py")
 # Compiling is most of what these tests do, and their arrays are tiny: XLA's optimisations would cost more than they save.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 # Four virtual CPU devices, so that data parallelism is tested for real.

@@ -120,7 +120,8 @@ def assert_same_table(workdir: Path, lab: Lab) -> None:
     assert (workdir / manifest).read_bytes() == (lab.whole / manifest).read_bytes()
 
 
-@cut(1, 20)
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [20])
 def test_a_power_cut_that_brings_back_older_files_changes_no_result(
     lab: Lab, count: int, tell: Callable[[str], None]
 ) -> None:
@@ -181,7 +182,8 @@ def assert_told_last(code: int, said: str) -> None:
     assert "Traceback" not in last, said
 
 
-@cut(1, 10)
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [10])
 def test_a_run_without_room_says_so_and_ends_as_if_nothing_had_been_once_there_is(
     lab: Lab, count: int, tell: Callable[[str], None]
 ) -> None:

@@ -282,7 +282,8 @@ def test_items_added_to_hashed_tables_have_rows_of_their_own(tmp_path: Path, mon
     table = TableConfig("hashed", 2, 11)
     folder = write_recommender(tmp_path, mirrors.ENCODER, FeatureConfig(max_length=20, item_table=table))
     recommender = Recommender.load(folder)
-    answers = {raw: recommender.recommend(history=[raw], k=5) for raw in (1001, 1002, 1003)}
+    by_worth = Rules(retrieval_weight=0.0)
+    answers = {raw: recommender.recommend(history=[raw], k=5, rules=by_worth) for raw in (1001, 1002, 1003)}
     assert answers[1001].unknown_items == (1001,)
     for raw in (1001, 1002, 1003):
         recommender.upsert([Item(raw)])

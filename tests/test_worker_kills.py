@@ -82,10 +82,8 @@ def kill_a_worker(process: subprocess.Popen, workdir: Path, drawn: random.Random
     return None
 
 
-@pytest.mark.parametrize(
-    ("count", "placement"),
-    [(1, "replicated"), *(pytest.param(5, placement, marks=pytest.mark.slow) for placement in PLACEMENTS)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "placement"), [(5, placement) for placement in PLACEMENTS])
 def test_a_run_whose_workers_are_killed_ends_as_if_nothing_had_been(
     count: int, placement: str, short_table: Path, tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
