@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import tensorboardX
 from tqdm import tqdm
 
 from tenrec_jax.files import write_text
@@ -41,6 +40,9 @@ class MetricsWriter:
         self._metrics, self._timings = (_reopened(workdir / name, stage, resume_from) for name in (METRICS, TIMINGS))
         if (workdir / BAD_BATCHES).exists():
             _reopened(workdir / BAD_BATCHES, stage, resume_from).close()
+        # It brings PyTorch along where that is installed: seconds, and memory, which only training should pay.
+        import tensorboardX
+
         self._tensorboard = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard" / stage), purge_step=resume_from + 1, flush_secs=10
         )
