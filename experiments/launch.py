@@ -216,9 +216,7 @@ def _sweep(arguments: list[str], sweep: Sweep, file: Path) -> int:
         first = f", the first {len(lines)} of them" * (len(lines) < total)
         sys.stdout.write("\n".join([f"{total} units in {workdir}{first}:", *lines]) + "\n")
         return 0
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
-    logger.setLevel(logging.INFO)
+    _set_up_logging(logging.INFO)
     command = [sys.executable, arguments[0], f"--config={sweep.base}"]
     command += [f"--config.{key}={typed(value)}" for key, value in fixed.items()]
     command += [f"--{key}={text}" for key, text in _overrides(arguments).items()]
@@ -270,11 +268,16 @@ def _overrides(arguments: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _run(config: RunConfig, workdir: Path, stopping: Stopping) -> None:
+def _set_up_logging(level: int) -> None:
+    """Messages of this package from a level on, those of others from warnings on, as plain lines."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
+    logger.setLevel(level)
+
+
+def _run(config: RunConfig, workdir: Path, stopping: Stopping) -> None:
     parallel = DataParallel(how=cast(How, PARALLEL.value))
-    logger.setLevel(logging.INFO if parallel.is_main else logging.WARNING)
+    _set_up_logging(logging.INFO if parallel.is_main else logging.WARNING)
     pipeline = Pipeline(
         config,
         workdir,

@@ -10,7 +10,7 @@ makes the rest, a damaged part is made again as it was, and both engines give th
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ REMEDY = "Name another folder with --out, or remove this one."
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked for all users. `version` is the recommender's; `users_per_part` users make a part."""
+class Question:
+    """What is asked for all users: `version` is the recommender's; `users_per_part` users make a part."""
 
     version: str
     users: int
@@ -61,7 +61,7 @@ def recommend_all(
     users_per_part: int = 4096,
     engine: str = LOCAL,
     progress: bool = True,
-) -> Asked:
+) -> Question:
     """Write recommendations for every user of the log.
 
     Args:
@@ -80,28 +80,31 @@ def recommend_all(
         raise UserError(
             "rules.seed is missing: with exploration the lists are drawn, and a part could not be made again."
         )
-    asked = Asked(recommender.version, len(recommender.user_ids), users_per_part, k, how)
+    question = Question(recommender.version, len(recommender.user_ids), users_per_part, k, how)
     if users_per_part < 1:
         raise UserError(f"users_per_part is {users_per_part}; it must be at least 1.")
     recommender.recommend(history=[], k=k, rules=how)  # wrong settings are told before any work
     (out / part_name(0)).parent.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock", "recommendations"):
-        left = [number for number in range(asked.parts) if not _is_whole(out, number, asked)]
-        made = _made(left, folder, out, asked, recommender, engine)
+        whole = _whole_parts(out, question)
+        left = [number for number in range(question.parts) if number not in whole]
+        made = _made(left, folder, out, question, recommender, engine)
         for _ in tqdm(made, total=len(left), unit="part", delay=1, leave=False, disable=not progress):
             pass
         if left or not (out / MANIFEST).exists():
-            seal(out, {KIND: Kind.RECOMMENDATIONS, VERSION: FORMAT_VERSION, "asked": asked.to_json()}, name=MANIFEST)
-    return asked
+            seal(out, {KIND: Kind.RECOMMENDATIONS, VERSION: FORMAT_VERSION, "asked": question.to_json()}, name=MANIFEST)
+    return question
 
 
-def write_part(recommender: Recommender, out: Path, number: int, asked: Asked) -> int:
+def write_part(recommender: Recommender, out: Path, number: int, question: Question) -> int:
     """Write one part, whole or not at all. Returns the number of its users."""
-    first = number * asked.users_per_part
-    users = recommender.user_ids[first : first + asked.users_per_part].tolist()
+    first = number * question.users_per_part
+    users = recommender.user_ids[first : first + question.users_per_part].tolist()
     answers: list[Recommendations] = []
     for start in range(0, len(users), BATCH_SIZES[-1]):
-        batch = [Request(user_id=user, k=asked.k, rules=asked.rules) for user in users[start : start + BATCH_SIZES[-1]]]
+        batch = [
+            Request(user_id=user, k=question.k, rules=question.rules) for user in users[start : start + BATCH_SIZES[-1]]
+        ]
         for answer in recommender.answer(batch):
             if not isinstance(answer, Recommendations):
                 raise answer
@@ -126,7 +129,7 @@ def write_part(recommender: Recommender, out: Path, number: int, asked: Asked) -
         }
     )
     with written_whole(out / part_name(number)) as temporary:
-        stated = table.replace_schema_metadata({ASKED: _stated(number, asked)})
+        stated = table.replace_schema_metadata({ASKED: _stated(number, question)})
         pq.write_table(stated, temporary, compression="zstd", write_page_checksum=True)
     return len(users)
 
@@ -137,26 +140,35 @@ def part_name(number: int) -> str:
 
 
 def _made(
-    left: list[int], folder: Path, out: Path, asked: Asked, recommender: Recommender, engine: str
+    left: list[int], folder: Path, out: Path, question: Question, recommender: Recommender, engine: str
 ) -> Iterator[int]:
     if not left:
         return
     if engine == LOCAL:
-        yield from (write_part(recommender, out, number, asked) for number in left)
+        yield from (write_part(recommender, out, number, question) for number in left)
         return
     try:
         from tenrec_jax.bulk_ray import made_by_ray
     except ImportError as error:
         raise UserError(NO_RAY.format(error=error)) from error
-    yield from made_by_ray(left, folder.absolute(), out.absolute(), asked)
+    yield from made_by_ray(left, folder.absolute(), out.absolute(), question)
 
 
-def _is_whole(out: Path, number: int, asked: Asked) -> bool:
-    """Whether a part was finished, for the same question.
+def _whole_parts(out: Path, question: Question) -> set[int]:
+    """The parts that are finished and, once all were, as they were written.
 
     Raises:
-        UserError: it answers another one.
+        UserError: one answers another question.
     """
+    hashes: dict[str, str] | None = None
+    if (out / MANIFEST).exists():
+        remedy = f"Remove {MANIFEST}, and the parts are sealed again."
+        manifest = read_manifest_of(out, Kind.RECOMMENDATIONS, version=FORMAT_VERSION, name=MANIFEST, remedy=remedy)
+        hashes = manifest[FILES]
+    return {number for number in range(question.parts) if _is_whole(out, number, question, hashes)}
+
+
+def _is_whole(out: Path, number: int, question: Question, hashes: Mapping[str, str] | None) -> bool:
     path = out / part_name(number)
     if not path.exists():
         return False
@@ -165,25 +177,20 @@ def _is_whole(out: Path, number: int, asked: Asked) -> bool:
             stated = (file.schema_arrow.metadata or {}).get(ASKED, b"")
     except (pa.ArrowException, OSError):
         return False  # made again
-    if stated != _stated(number, asked):
-        raise UserError(f"{path} answers another question: {_differences(stated, asked)} {REMEDY}")
-    if (out / MANIFEST).exists():
-        manifest = read_manifest_of(
-            out, Kind.RECOMMENDATIONS, version=FORMAT_VERSION, name=MANIFEST, remedy=f"Remove {MANIFEST}."
-        )
-        return not damaged_files(out, {part_name(number): manifest[FILES].get(part_name(number), "")})
-    return True
+    if stated != _stated(number, question):
+        raise UserError(f"{path} answers another question: {_differences(stated, question)} {REMEDY}")
+    return hashes is None or not damaged_files(out, {part_name(number): hashes.get(part_name(number), "")})
 
 
-def _stated(number: int, asked: Asked) -> bytes:
-    return json_text(asked.to_json() | {"part": number}).encode()
+def _stated(number: int, question: Question) -> bytes:
+    return json_text(question.to_json() | {"part": number}).encode()
 
 
-def _differences(stated: bytes, asked: Asked) -> str:
+def _differences(stated: bytes, question: Question) -> str:
     try:
         before = json.loads(stated)
     except ValueError:
         return "it does not say which."
-    now = asked.to_json()
+    now = question.to_json()
     changed = [f"{key} is {before.get(key)!r} there, {now[key]!r} now" for key in now if before.get(key) != now[key]]
     return "; ".join(changed) + "."

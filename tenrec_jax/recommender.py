@@ -2,63 +2,37 @@
 
 A user's state, of constant size, gives a query; the index answers with candidates, those that rules forbid are left out, the ranker says
 how probable each action on the others is, and rules make the list. Without a ranker the order is retrieval's.
-
-A user's state begins with the latest `max_length` events of the log, and goes on with what is observed, without reading anything again.
-Only a model that cannot go on for ever (softmax attention, learned positions) begins anew from the later half when it is full.
 """
 
+import dataclasses
 import time
 import zlib
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from tenrec_jax import artifact, rules
+from tenrec_jax.answers import told_events, told_hits, told_items
 from tenrec_jax.data.interactions import RawId
 from tenrec_jax.errors import UserError
-from tenrec_jax.known_ids import KnownIds, checked_id
+from tenrec_jax.known_ids import KnownIds
 from tenrec_jax.requests import (
     Event,
     Item,
-    KnownEvent,
     Observed,
     Recommendations,
     RecommendedItem,
     Request,
     RequestError,
-    Retrieved,
     RuleEffect,
     Rules,
-    UnknownUserError,
 )
 from tenrec_jax.retrieval.hits import Allowed, AllowedHits, Ids, is_among
 from tenrec_jax.rules import Candidates, Ruled
-from tenrec_jax.user_states import State, UserEvents, UserStates, power_of_two
-
-# Users whose states are kept; of others they are computed again when they come back.
-KEPT_STATES = 10_000
-EXPLAINED_EVENTS = 50
-
-
-@dataclass
-class _User:
-    """A user, or somebody of whom a history is given.
-
-    Attributes:
-        dense: id in the log, 0 for others.
-        length: events in the state. events: the latest of them. seen: dense ids of the items in all events, ascending.
-        state: None before it is computed.
-    """
-
-    dense: int
-    length: int
-    events: UserEvents
-    seen: Ids
-    state: State | None = None
+from tenrec_jax.served_users import ServedUsers, User
+from tenrec_jax.user_states import UserStates, power_of_two
 
 
 class _Asked(NamedTuple):
@@ -67,7 +41,7 @@ class _Asked(NamedTuple):
     place: int
     request: Request
     rules: Rules
-    user: _User
+    user: User
     unknown: tuple[RawId, ...] = ()
 
 
@@ -78,9 +52,8 @@ class Recommender:
         self._artifact, self._index = loaded, loaded.index
         self._known = KnownIds(loaded.catalogue)
         self._states = UserStates(loaded, self._known)
-        self._users: OrderedDict[RawId, _User] = OrderedDict()
-        # What was told since the folder was loaded: another version can be told the same.
-        self._observed: dict[RawId, list[Event]] = {}
+        self._users = ServedUsers(loaded, self._known, self._states)
+        # Items added and deleted since the folder was loaded: another version can be told the same.
         self._changes: list[Item | RawId] = []
 
     @classmethod
@@ -149,17 +122,23 @@ class Recommender:
         user_id: RawId | None = None,
         history: Sequence[Event | RawId] | None = None,
         k: int = 20,
+        exclude_seen: bool | None = None,
         rules: Rules | None = None,
         explain: bool = False,
     ) -> Recommendations:
-        """Recommend items to a user of the log or of observations, or to anyone from a history alone; see `Request`.
+        """Recommend items to a user of the log or of observations, or to anyone from a history alone.
+
+        Args:
+            user_id, history, k, rules, explain: see `Request`.
+            exclude_seen: in place of what the rules say of it.
 
         Raises:
             RequestError: neither or both of user_id and history, an unknown user, k below 1, or an id of another type than the log's.
         """
-        (answer,) = self.answer(
-            [Request(user_id, None if history is None else tuple(history), k=k, rules=rules, explain=explain)]
-        )
+        if exclude_seen is not None:
+            rules = dataclasses.replace(rules or self.rules, exclude_seen=exclude_seen)
+        events = None if history is None else tuple(history)
+        (answer,) = self.answer([Request(user_id, events, k=k, rules=rules, explain=explain)])
         if isinstance(answer, RequestError):
             raise answer
         return answer
@@ -177,7 +156,7 @@ class Recommender:
                 asked.append(self._asked(place, request))
             except RequestError as error:
                 answers[place] = error
-        self._compute_states([each.user for each in asked])
+        self._users.compute([each.user for each in asked])
         clock.done("state")
         hits = self._search(asked)
         clock.done("search")
@@ -194,8 +173,8 @@ class Recommender:
                 unknown_items=each.unknown,
                 effects=effects,
                 milliseconds=milliseconds,
-                history=self._told_events(each.user.events) if each.request.explain else None,
-                retrieved=self._told_hits(found, each.request.k) if each.request.explain else None,
+                history=told_events(self._known, self.actions, each.user.events) if each.request.explain else None,
+                retrieved=told_hits(self._known, found, each.request.k) if each.request.explain else None,
             )
         return [answers[place] for place in range(len(requests))]
 
@@ -219,12 +198,13 @@ class Recommender:
         item_C = self._known_items(items, "items")
         if not len(item_C):
             raise RequestError("items", "is empty: there are no items to score.")
-        self._compute_states([user])
-        retrieval_C = self._states.item_vectors(item_C) @ self._states.queries([_state(user)])[0]
+        self._users.compute([user])
+        retrieval_C = self._states.item_vectors(item_C) @ self._states.queries([user.computed])[0]
         hits = AllowedHits(retrieval_C, item_C, item_C[:0])
         (candidates,) = self._candidates([user], [hits])
         scored = rules.by_worth(candidates, self.rules.action_values, self.actions, 0.0)
-        by_item = dict(zip(scored.item_C.tolist(), self._told_items(scored, len(item_C)), strict=True))
+        told = told_items(self._known, self.actions, scored, len(item_C))
+        by_item = dict(zip(scored.item_C.tolist(), told, strict=True))
         return tuple(by_item[item] for item in item_C.tolist())
 
     def observe(self, user_id: RawId, events: Sequence[Event]) -> Observed:
@@ -235,15 +215,10 @@ class Recommender:
         Raises:
             RequestError: an id of another type than the log's, or an unknown action. Nothing has changed then.
         """
-        raw = checked_id(user_id, "user_id", is_text=self._known.users_are_text)
-        new = self._read(events, "events")
         if not events:
             raise RequestError("events", "is empty: there is nothing to observe.")
-        user = self._users.get(raw) or self._user_of_log(raw)
-        self._compute_states([user])
-        self._take_in(user, new)
-        self._observed.setdefault(raw, []).extend(events)
-        self._keep(raw, user)
+        new = self._users.read(events, "events")
+        user = self._users.observe(user_id, events, new)
         return Observed(user.length, new.unknown_items)
 
     def upsert(self, items: Sequence[Item]) -> None:
@@ -302,10 +277,7 @@ class Recommender:
                 self.upsert([change])
             elif np.isin(self._known.items([change], "delete"), self._index.item_ids_N).all():
                 self.delete([change])
-        for raw, events in other._observed.items():
-            self._read(events, "events")
-            self._observed[raw] = list(events)
-        self._users.clear()
+        self._users.adopt(other._users)
 
     def _asked(self, place: int, request: Request) -> _Asked:
         k = request.k
@@ -316,68 +288,9 @@ class Recommender:
         asked_rules = request.rules or self.rules
         self._known.items(asked_rules.blocked_items, "rules.blocked_items")
         if request.history is not None:
-            events = self._read(request.history, "history")
-            someone = _User(0, len(events.item), events, np.unique(events.item))
-            return _Asked(place, request, asked_rules, someone, events.unknown_items)
-        raw = checked_id(request.user_id, "user_id", is_text=self._known.users_are_text)
-        user = self._users.get(raw) or self._user_of_log(raw)
-        if user.dense == 0 and raw not in self._observed:
-            raise UnknownUserError("user_id", f"{raw} is not in the log. Give a history to recommend to somebody new.")
-        self._keep(raw, user)
-        return _Asked(place, request, asked_rules, user)
-
-    def _user_of_log(self, raw: RawId) -> _User:
-        """A user's events of the log and, after them, the observed ones."""
-        catalogue, dense = self._artifact.catalogue, self._known.user(raw)
-        rows = slice(catalogue.offsets[dense], catalogue.offsets[dense + 1])
-        events = UserEvents.of_log(catalogue.item[rows], catalogue.action[rows])
-        if raw in self._observed:
-            events = events.then(self._read(self._observed[raw], "events"))
-        return _User(dense, len(events.item), events, np.unique(events.item))
-
-    def _keep(self, raw: RawId, user: _User) -> None:
-        self._users[raw] = user
-        self._users.move_to_end(raw)
-        if len(self._users) > KEPT_STATES:
-            self._users.popitem(last=False)
-
-    def _read(self, history: Sequence[Event | RawId], name: str) -> UserEvents:
-        events = [event if isinstance(event, Event) else Event(event) for event in history]
-        item = self._known.items([event.item_id for event in events], name)
-        action = np.zeros((len(events), len(self.actions)), np.int8)
-        for place, event in enumerate(events):
-            for each in event.actions:
-                if each not in self.actions:
-                    known = ", ".join(self.actions)
-                    raise RequestError(f"{name}[{place}].actions", f"holds {each!r}; the log's actions are {known}.")
-                action[place, self.actions.index(each)] = 1
-        unknown = np.full(len(events), None, object)
-        unknown[item == 0] = [event.item_id for event, number in zip(events, item, strict=True) if number == 0]
-        return UserEvents(item, action, unknown)
-
-    def _compute_states(self, users: Sequence[_User]) -> None:
-        """The states of those who have none yet, from their latest events."""
-        new = list({id(user): user for user in users if user.state is None}.values())
-        for user in new:
-            user.events = user.events.part(slice(max(0, len(user.events.item) - self._artifact.max_length), None))
-        states = self._states.start([user.dense for user in new])
-        for user, state in zip(new, self._states.extend(states, [user.events for user in new]), strict=True):
-            user.state = state
-
-    def _take_in(self, user: _User, new: UserEvents) -> None:
-        longest = self._artifact.max_length
-        events = user.events.then(new)
-        if self._states.is_bounded and len(events.item) > longest:
-            user.events = events.part(slice(-max(1, longest // 2), None))
-            user.state = None
-            self._compute_states([user])
-        else:
-            (user.state,) = self._states.extend([_state(user)], [new])
-            user.events = events.part(slice(max(0, len(events.item) - longest), None))
-        user.length += len(new.item)
-        fresh = np.unique(new.item)
-        fresh = fresh[~is_among(fresh, user.seen)]
-        user.seen = np.insert(user.seen, np.searchsorted(user.seen, fresh), fresh)  # sorting all would take longer
+            events = self._users.read(request.history, "history")
+            return _Asked(place, request, asked_rules, User.after(0, events), events.unknown_items)
+        return _Asked(place, request, asked_rules, self._users.of(request.user_id))
 
     def _search(self, asked: Sequence[_Asked]) -> list[AllowedHits]:
         """The candidates of each request. Those that want equally many are searched together: nobody's hang on another's wish."""
@@ -385,7 +298,7 @@ class Recommender:
         wanted = np.array([max(each.request.k, self._artifact.serving.candidates) for each in asked])
         for size in np.unique(wanted).tolist():
             rows = np.flatnonzero(wanted == size).tolist()
-            query_BD = self._states.queries([_state(asked[row].user) for row in rows])
+            query_BD = self._states.queries([asked[row].user.computed for row in rows])
             found = self._index.search_allowed(query_BD, [self._allowed(asked[row]) for row in rows], size)
             for row, hit in zip(rows, found, strict=True):
                 hits[row] = hit
@@ -401,13 +314,13 @@ class Recommender:
 
         return allowed
 
-    def _candidates(self, users: Sequence[_User], hits: Sequence[AllowedHits]) -> list[Candidates]:
+    def _candidates(self, users: Sequence[User], hits: Sequence[AllowedHits]) -> list[Candidates]:
         """What was found, in retrieval's order, with the ranker's probabilities."""
         items = [hit.items_C for hit in hits]
         if self.is_ranked and items:
             widest, usual = max(map(len, items)), self._artifact.serving.candidates
             width = usual if widest <= usual else power_of_two(widest)
-            probabilities = self._states.probabilities([_state(user) for user in users], items, width)
+            probabilities = self._states.probabilities([user.computed for user in users], items, width)
         else:
             probabilities = [np.zeros((len(item_C), 0), np.float32) for item_C in items]
         return [
@@ -434,52 +347,19 @@ class Recommender:
             blocked = hits.refused_R[~seen_R] if how.exclude_seen else hits.refused_R
             effects.append(Ruled(found, blocked.tolist()).effect(rules.BLOCKED, raw_item))
         candidates = rules.by_worth(found, how.action_values, self.actions, how.retrieval_weight)
+        steps: list[tuple[str, Callable[[Candidates], Ruled]]] = []
         if how.diversity:
-            ruled = rules.diversified(candidates, how.diversity, k)
-            candidates = ruled.candidates
-            effects.append(ruled.effect(rules.DIVERSITY, raw_item))
+            steps.append((rules.DIVERSITY, lambda found: rules.diversified(found, how.diversity, k)))
         if how.max_per_category:
-            ruled = rules.capped(candidates, how.max_per_category, k)
-            candidates = ruled.candidates
-            effects.append(ruled.effect(rules.CATEGORY_CAP, raw_item))
+            steps.append((rules.CATEGORY_CAP, lambda found: rules.capped(found, how.max_per_category, k)))
         if how.exploration:
-            ruled = rules.explored(candidates, how.exploration, how.max_per_category, k, _random(asked))
+            draws, most = _random(asked), how.max_per_category
+            steps.append((rules.EXPLORATION, lambda found: rules.explored(found, how.exploration, most, k, draws)))
+        for name, rule in steps:
+            ruled = rule(candidates)
             candidates = ruled.candidates
-            effects.append(ruled.effect(rules.EXPLORATION, raw_item))
-        return self._told_items(candidates, k), tuple(effects)
-
-    def _told_items(self, candidates: Candidates, k: int) -> tuple[RecommendedItem, ...]:
-        first = candidates.at(np.arange(min(k, len(candidates.item_C))))
-        columns = (
-            self._known.item_id[first.item_C],
-            first.category_C,
-            first.score_C,
-            first.retrieval_C,
-            first.probability_CA,
-            first.explored_C,
-        )
-        names = self.actions if self.is_ranked else ()
-        return tuple(
-            RecommendedItem(raw, category, score, retrieval, dict(zip(names, probability, strict=True)), by_chance)
-            for raw, category, score, retrieval, probability, by_chance in zip(
-                *(column.tolist() for column in columns), strict=True
-            )
-        )
-
-    def _told_events(self, events: UserEvents) -> tuple[KnownEvent, ...]:
-        latest = events.part(slice(max(0, len(events.item) - EXPLAINED_EVENTS), None))
-        raw = [
-            unknown if number == 0 else self._known.item_id[number : number + 1].tolist()[0]
-            for number, unknown in zip(latest.item.tolist(), latest.unknown, strict=True)
-        ]
-        done = [tuple(name for name, one in zip(self.actions, row, strict=True) if one) for row in latest.action]
-        categories = self._known.category_N[latest.item].tolist()
-        return tuple(KnownEvent(*each) for each in zip(raw, categories, done, strict=True))
-
-    def _told_hits(self, hits: AllowedHits, k: int) -> tuple[Retrieved, ...]:
-        item_K, score_K = hits.items_C[:k], hits.scores_C[:k].tolist()
-        ids, categories = self._known.item_id[item_K].tolist(), self._known.category_N[item_K].tolist()
-        return tuple(Retrieved(*each) for each in zip(ids, categories, score_K, strict=True))
+            effects.append(ruled.effect(name, raw_item))
+        return told_items(self._known, self.actions, candidates, k), tuple(effects)
 
     def _known_items(self, items: Sequence[RawId], name: str) -> Ids:
         """Dense ids of items that the catalogue has to hold."""
@@ -504,12 +384,6 @@ class _Clock:
     def milliseconds(self) -> dict[str, float]:
         """Of each stage, and in total."""
         return self._spent | {"total": 1e3 * (self._last - self._began)}
-
-
-def _state(user: _User) -> State:
-    if user.state is None:
-        raise ValueError("the user's state is not computed yet")
-    return user.state
 
 
 def _random(asked: _Asked) -> np.random.Generator:

@@ -1,9 +1,15 @@
-"""Commands as supervised workers, in processes of their own."""
+"""Commands as supervised workers, in processes of their own; and calls of the launcher in this one."""
 
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
+from absl.testing import flagsaver
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 300  # seconds after which a child process counts as hanging
@@ -34,3 +40,14 @@ def children(pid: int) -> dict[str, int]:
         for child in found
     ]
     return {variables["JAX_PROCESS_ID"]: int(child) for variables, child in pairs}
+
+
+@contextmanager
+def in_this_process(monkeypatch: pytest.MonkeyPatch, *words: str) -> Iterator[list[str]]:
+    """For calls of the launcher's functions: its command line, and flags that are as before afterwards."""
+    line = ["launch.py", *words]
+    monkeypatch.setattr(sys, "argv", line)  # where overrides of a config are looked for
+    with flagsaver.flagsaver(), warnings.catch_warnings():
+        # ml_collections loads config files in a way that Python gives up.
+        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
+        yield line

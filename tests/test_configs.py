@@ -6,7 +6,7 @@ import runpy
 from pathlib import Path
 
 import pytest
-from absl.testing import flagsaver
+from launched import in_this_process
 
 from experiments import launch
 from tenrec_jax import artifact
@@ -76,11 +76,11 @@ def test_every_docstring_has_a_command_of_its_own_file_and_what_is_expected(name
     assert re.search(r"^Expected: +\S", doc, re.MULTILINE)
 
 
-# That of ml_collections, which reads the config file.
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_the_readme_has_the_table_that_the_launcher_prints(capsys: pytest.CaptureFixture) -> None:
-    with flagsaver.flagsaver():
-        assert launch.main(["launch.py", "--list"]) == 0
+def test_the_readme_has_the_table_that_the_launcher_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with in_this_process(monkeypatch, "--list") as arguments:
+        assert launch.main(arguments) == 0
     printed = capsys.readouterr().out
     assert all(f"`{name}`" in printed for name in (*CONFIGS, *SWEEPS))
     readme = (EXPERIMENTS / "README.md").read_text()

@@ -16,8 +16,6 @@ import re
 import runpy
 import shlex
 import shutil
-import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +25,7 @@ import numpy as np
 import pdoc
 import pytest
 import torch
-from absl.testing import flagsaver
-from launched import ROOT
+from launched import ROOT, in_this_process
 
 from experiments import launch
 from tenrec_jax import __main__ as tenrec_jax_command
@@ -123,12 +120,9 @@ def parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name is not None:
         COMMANDS[name]._parser().parse_args(words[len(name.split()) :])
     elif line.startswith(LAUNCH):
-        monkeypatch.setattr(sys, "argv", words[1:])  # where overrides of a config are looked for
         if "--help" not in words:
-            with flagsaver.flagsaver(), warnings.catch_warnings():
-                # ml_collections loads config files in a way that Python gives up.
-                warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
-                launch._parse(words[1:])
+            with in_this_process(monkeypatch, *words[2:]) as arguments:
+                launch._parse(arguments)
     elif words[0] == "make":
         assert words[1:], line
         for target in words[1:]:
@@ -227,10 +221,8 @@ class Sandbox(NamedTuple):
                 assert COMMANDS[name].main(words[len(name.split()) :]) == 0, f"{fence.name}: {line}"
             else:
                 assert line.startswith(LAUNCH), f"{fence.name}: {line} cannot run here; mark the block elsewhere"
-                self.patch.setattr(sys, "argv", words[1:])
-                with flagsaver.flagsaver(), warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
-                    assert launch.main(words[1:]) == 0, f"{fence.name}: {line}"
+                with in_this_process(self.patch, *words[2:]) as arguments:
+                    assert launch.main(arguments) == 0, f"{fence.name}: {line}"
 
 
 def write_logs(folder: Path) -> None:

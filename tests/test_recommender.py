@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tenrec_jax import artifact
-from tenrec_jax import recommender as module
+from tenrec_jax import artifact, served_users
 from tenrec_jax.artifact import Catalogue, Identity
 from tenrec_jax.config import ServingConfig
 from tenrec_jax.models.blocks import EncoderConfig
@@ -115,7 +114,7 @@ def test_a_user_of_observations_alone_is_answered_like_a_history(recommender: Re
 
 
 def test_a_state_that_was_given_up_is_computed_again(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KEPT_STATES", 1)
+    monkeypatch.setattr(served_users, "KEPT_STATES", 1)
     recommender.observe(USER, SOME)
     expected = recommender.recommend(user_id=USER)
     recommender.recommend(user_id=404)

@@ -6,15 +6,13 @@ import json
 import os
 import signal
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 import tiny_run
-from absl.testing import flagsaver
-from launched import DEADLINE, ROOT
+from launched import DEADLINE, ROOT, in_this_process
 
 from experiments import launch
 from tenrec_jax.__main__ import main
@@ -126,17 +124,8 @@ def test_a_sweep_file_that_cannot_be_read_is_told_with_its_line(tmp_path: Path) 
             read_sweep(file)
 
 
-def launched(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """What the launcher does, in this process."""
-    words = ["launch.py", *arguments]
-    monkeypatch.setattr(sys, "argv", words)  # where overrides of a config are looked for
-    with flagsaver.flagsaver(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
-        return launch.main(words)
-
-
 @pytest.mark.parametrize(
-    ("parameters", "objective", "arguments", "message"),
+    ("parameters", "objective", "flags", "message"),
     [
         ("'seed': Choices((1, 2))", "retrieval mrr", ["--stages=data"], "--stages does not go together with --sweep"),
         ("'seed': Choices((1, 2))", "retrieval mrr", ["--num_processes=2"], "--num_processes does not go together"),
@@ -148,7 +137,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_the_command_line_refuses_a_sweep_that_cannot_be_before_any_work(
     parameters: str,
     objective: str,
-    arguments: list[str],
+    flags: list[str],
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -157,8 +146,9 @@ def test_the_command_line_refuses_a_sweep_that_cannot_be_before_any_work(
     file, base = tmp_path / "sweep.py", ROOT / "tests" / "tiny_run.py"
     given = f"{str(base)!r}, {{{parameters}}}, {objective!r}"
     file.write_text(f"from tenrec_jax.sweep.record import *\ndef get_sweep():\n    return Sweep({given})\n")
-    how = [f"--sweep={file}", f"--workdir={tmp_path / 'sweep'}", "--dry_run", *arguments]
-    assert launched(monkeypatch, *how) == 2
+    how = [f"--sweep={file}", f"--workdir={tmp_path / 'sweep'}", "--dry_run", *flags]
+    with in_this_process(monkeypatch, *how) as arguments:
+        assert launch.main(arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
 
@@ -167,7 +157,8 @@ def test_a_table_of_all_experiments_is_asked_for_in_any_way_that_flags_have(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     for way in ("--list", "-list", "--list=true"):
-        assert launched(monkeypatch, way) == 0
+        with in_this_process(monkeypatch, way) as arguments:
+            assert launch.main(arguments) == 0
         assert "`tenrec.py:ctr_1m`" in capsys.readouterr().out
 
 
