@@ -93,7 +93,7 @@ def test_tuning_again_over_the_same_tree_chooses_the_same(catalogue, queries):
 
 @needs_scann
 def test_items_that_stand_in_for_queries_search_a_tenth_of_the_leaves_at_least(catalogue):
-    copies = np.concatenate([catalogue[0], np.repeat(catalogue[0][:1], 200, axis=0)]), np.arange(1, N + 201)
+    copies = np.concatenate([catalogue[0], np.repeat(catalogue[0][:1], 120, axis=0)]), np.arange(1, N + 121)
     config = IndexConfig(kind="scann", num_leaves=40)
     assert build_index(*copies, config, tuning_queries_BD=copies[0][:1]).tuning.chosen.leaves_to_search < 4
     assert build_index(*copies, config).tuning.chosen.leaves_to_search >= 4
