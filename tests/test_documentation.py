@@ -1,8 +1,9 @@
 """What the documentation says is so: its commands run or at least parse, its links, paths and names lead somewhere.
 
 A fence's info string says what becomes of a block (pages show its first word alone): ```bash and ```python run here, page by page and in
-order, in a sandbox where what the pages take for granted lies ready; ```bash slow trains and runs with `-m slow`; ```... elsewhere needs a
-cluster, a licence, the network or an installation and does not run. Every command of all of them is parsed by the parser that it is for.
+order, in a sandbox where what the pages take for granted lies ready, and what a command serves stays up for the blocks below; ```bash slow
+trains and runs with `-m slow`; ```... elsewhere needs a cluster, a licence, the network or an installation and does not run. Every command
+of all of them is parsed by the parser that it is for.
 
 Sizes that would take long are made small by `SMALLER` alone, each entry of which must occur in a block that runs.
 """
@@ -11,12 +12,15 @@ import argparse
 import ast
 import dataclasses
 import gzip
+import json
 import pydoc
 import re
 import runpy
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +30,7 @@ import pdoc
 import pytest
 import torch
 from launched import ROOT, in_this_process
+from served import served
 
 from experiments import launch
 from tenrec_jax import __main__ as tenrec_jax_command
@@ -45,6 +50,9 @@ SMALLER = {
 }
 COMMANDS = {"tenrec-jax": tenrec_jax_command, "python -m torch_mlu_backend": mirror_command}
 LAUNCH = "python experiments/launch.py"
+SERVE = "tenrec-jax serve "
+# Where pages reach the server that they start.
+ADDRESS = "localhost:8080"
 # The commands that a block without a language must not hold.
 UNMARKED = re.compile(r"^\s*(\$|tenrec-jax|python|make|pip|sbatch|kubectl|source|import|from) ?", re.MULTILINE)
 # Files that the repository keeps; others with a slash are what a run leaves.
@@ -198,11 +206,18 @@ def test_the_commands_of_the_launcher_and_of_every_config_parse(at_root: pytest.
 
 
 class Sandbox(NamedTuple):
-    """A folder in which the blocks of a page run, in this process, and the names that its Python blocks know."""
+    """A folder in which the blocks of a page run, in this process.
+
+    Attributes:
+        names: what its Python blocks know.
+        servers: what its commands serve, until the page's end. addresses: those of the servers, by the one that the page says.
+    """
 
     folder: Path
     patch: pytest.MonkeyPatch
     names: dict[str, object]
+    servers: ExitStack
+    addresses: dict[str, str]
 
     def run(self, fence: Fence) -> None:
         """Run a block; Python blocks know what those before them named."""
@@ -217,7 +232,16 @@ class Sandbox(NamedTuple):
             return
         for line in fence._replace(text=text).commands:
             words, name = shlex.split(line, comments=True), known_command(line)
-            if name is not None:
+            if line.startswith(SERVE):
+                options = COMMANDS["tenrec-jax"]._parser().parse_args(words[1:])
+                port = self.servers.enter_context(served(options.folder)).port
+                self.addresses[ADDRESS] = f"127.0.0.1:{port}"
+            elif words[0] == "curl":
+                asked = [word.replace(ADDRESS, self.addresses[ADDRESS]) for word in words[1:]]
+                answer = subprocess.run(["curl", "--fail-with-body", "--silent", *asked], capture_output=True, check=False)
+                assert answer.returncode == 0, f"{fence.name}: {line}: {answer.stdout!r}"
+                assert json.loads(answer.stdout)["items"], f"{fence.name}: {line}"
+            elif name is not None:
                 assert COMMANDS[name].main(words[len(name.split()) :]) == 0, f"{fence.name}: {line}"
             else:
                 assert line.startswith(LAUNCH), f"{fence.name}: {line} cannot run here; mark the block elsewhere"
@@ -263,11 +287,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sandbox(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+def sandbox(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     """A fresh copy of it, in which commands run."""
     folder = Path(shutil.copytree(made, tmp_path / "sandbox", symlinks=True))
     monkeypatch.chdir(folder)
-    return Sandbox(folder, monkeypatch, arrays())
+    with ExitStack() as servers:
+        yield Sandbox(folder, monkeypatch, arrays(), servers, {})
 
 
 def arrays() -> dict[str, object]:

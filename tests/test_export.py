@@ -45,8 +45,12 @@ def exported(folders: tuple[Path, Path], tmp_path: Path) -> Path:
 
 
 def assert_same_items(found: Any, expected: Any) -> None:
-    """Equal lists, ties by score in any order."""
-    np.testing.assert_allclose([i.score for i in found], [i.score for i in expected], rtol=0, atol=1e-5)
+    """Equal lists, ties by score in any order.
+
+    A score has a factor exp(retrieval score): its relative error is the absolute one of the retrieval score.
+    """
+    score = {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose([i.score for i in found], [i.score for i in expected], **score)
     by_id = {item.item_id: item for item in expected}
     tied = {round(item.score, 4) for item in expected if item.item_id not in {i.item_id for i in found}}
     for item in found:
@@ -54,7 +58,7 @@ def assert_same_items(found: Any, expected: Any) -> None:
             assert round(item.score, 4) in tied
             continue
         other = by_id[item.item_id]
-        np.testing.assert_allclose(item.score, other.score, atol=1e-5)
+        np.testing.assert_allclose(item.score, other.score, **score)
         np.testing.assert_allclose(item.retrieval_score, other.retrieval_score, atol=1e-4)
         assert item.probabilities.keys() == other.probabilities.keys()
         np.testing.assert_allclose(list(item.probabilities.values()), list(other.probabilities.values()), atol=1e-5)
