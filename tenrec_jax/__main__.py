@@ -15,7 +15,7 @@ from tenrec_jax.data.quarantine import FILE as QUARANTINE_FILE
 from tenrec_jax.data.schema import TWIN_KINDS
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
-from tenrec_jax.evaluation import compare
+from tenrec_jax.evaluation import compare, seeds
 from tenrec_jax.evaluation.report import write_report
 from tenrec_jax.evaluation.side_by_side import write_side_by_side
 from tenrec_jax.evaluation.stats_report import JSON_FILE, PAGE_FILE, summary, write_stats
@@ -38,6 +38,7 @@ EXAMPLES = """examples:
   tenrec-jax report runs/quickstart
   tenrec-jax report runs/before runs/after --out both.html
   tenrec-jax compare runs/before runs/after
+  tenrec-jax seeds runs/seed0 runs/seed1 runs/seed2
   tenrec-jax verify runs/quickstart
 
 Training and evaluation are run from a config: python experiments/launch.py --help
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     serving_commands.add_command(commands)
     interop.add_commands(commands)
     compare.add_command(commands)
+    seeds.add_command(commands)
     verify.add_command(commands)
     report = commands.add_parser(
         "report",

@@ -192,7 +192,7 @@ def default_config() -> RunConfig:
         dropout=0.2,
         unroll=True,
     )
-    features = FeatureConfig(max_length=128)
+    features = FeatureConfig(max_length=128, dropout=0.2)
     train = TrainConfig(epochs=10, patience=3)
     return RunConfig(
         name="default",

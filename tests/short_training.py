@@ -63,7 +63,7 @@ def config(dropout: float = 0.0) -> RunConfig:
         encoder = dataclasses.replace(
             stage.model.encoder, num_layers=1, width=8, num_heads=2, hidden=8, dropout=dropout
         )
-        features = dataclasses.replace(stage.model.features, max_length=16, init_scale=0.5)
+        features = dataclasses.replace(stage.model.features, max_length=16, init_scale=0.5, dropout=dropout)
         model = dataclasses.replace(stage.model, features=features, encoder=encoder)
         return dataclasses.replace(stage, model=model, events_per_batch=96)
 

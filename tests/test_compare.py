@@ -29,7 +29,14 @@ def write_run(folder, *, noise, first, targets=CLICKED, origin=ORIGIN, ranking=T
     """Predictions that are the labels under noise; targets stand in the places `first`."""
     probability_RA = 1 / (1 + np.exp(-2.0 * (TABLE.labels_RA - 0.5) - noise)).astype(np.float32)
     lists = np.zeros((0, 0), np.int32)
-    ranks = TargetRanks(targets, TABLE.user_R[targets], TABLE.item_R[targets], Places(first, first), lists)
+    ranks = TargetRanks(
+        targets,
+        TABLE.user_R[targets],
+        TABLE.item_R[targets],
+        Places(first, first),
+        np.full(len(first), TABLE.num_items),
+        lists,
+    )
     scorer = Scorer(MODEL, ranks, (lambda rows: probability_RA[rows]) if ranking else None)
     write_predictions(folder / FILES["test"], origin, TABLE, ROWS, [scorer])
     return folder

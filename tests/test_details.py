@@ -50,7 +50,14 @@ def make_ranks():
     clicked = ROWS[TABLE.labels_RA[ROWS, 0] == 1]
     first = np.random.default_rng(2).integers(1, 30, len(clicked)).astype(float)
     lists = np.zeros((0, 0), np.int32)
-    return TargetRanks(clicked, TABLE.user_R[clicked], TABLE.item_R[clicked], Places(first, first), lists)
+    return TargetRanks(
+        clicked,
+        TABLE.user_R[clicked],
+        TABLE.item_R[clicked],
+        Places(first, first),
+        np.full(len(first), TABLE.num_items),
+        lists,
+    )
 
 
 def test_metrics_by_group_are_those_of_the_groups_rows_and_groups_hold_every_row_once():

@@ -238,7 +238,9 @@ class Sandbox(NamedTuple):
                 self.addresses[ADDRESS] = f"127.0.0.1:{port}"
             elif words[0] == "curl":
                 asked = [word.replace(ADDRESS, self.addresses[ADDRESS]) for word in words[1:]]
-                answer = subprocess.run(["curl", "--fail-with-body", "--silent", *asked], capture_output=True, check=False)
+                answer = subprocess.run(
+                    ["curl", "--fail-with-body", "--silent", *asked], capture_output=True, check=False
+                )
                 assert answer.returncode == 0, f"{fence.name}: {line}: {answer.stdout!r}"
                 assert json.loads(answer.stdout)["items"], f"{fence.name}: {line}"
             elif name is not None:

@@ -38,7 +38,14 @@ def scorers(table, rows):
     last = first + generator.integers(0, 3, len(target))
     first[3] = last[3] = math.inf
     lists_UK = np.array([[3, 1], [2, 0]])
-    ranks = TargetRanks(target, table.user_R[target], table.item_R[target], Places(first, last), lists_UK)
+    ranks = TargetRanks(
+        target,
+        table.user_R[target],
+        table.item_R[target],
+        Places(first, last),
+        np.full(len(first), table.num_items),
+        lists_UK,
+    )
     score_RA = generator.random((400, 2)).astype(np.float32)
     return [Scorer(MODEL, ranks, lambda rows: score_RA[rows]), Scorer("other", ranks, None)]
 

@@ -64,6 +64,18 @@ def test_a_grid_is_every_combination_once() -> None:
     assert next_round(sweep, [Trial(settings, 0.0) for settings in drawn]) == []
 
 
+def test_an_ablation_changes_one_setting_at_a_time() -> None:
+    sweep = sweep_of(parameters={RATE: Choices((1.0, 2.0, 3.0)), "on": Choices((True, False))}, search="ablation")
+    drawn = next_round(sweep, ())
+    assert drawn == [
+        {RATE: 1.0, "on": True},
+        {RATE: 2.0, "on": True},
+        {RATE: 3.0, "on": True},
+        {RATE: 1.0, "on": False},
+    ]
+    assert next_round(sweep, [Trial(settings, 0.0) for settings in drawn]) == []
+
+
 @pytest.mark.parametrize("search", ["random", "tpe"])
 def test_draws_lie_in_their_domains_differ_and_follow_from_seed_and_results_alone(search: str) -> None:
     sweep = sweep_of(parameters=DOMAINS, search=search, trials=18, seed=3)
@@ -93,8 +105,9 @@ def test_a_search_ends_when_nothing_new_is_left() -> None:
             "cannot vary: it decides what is measured",
         ),
         ({"settings": {RATE: 0.1}}, "stands in parameters and in settings"),
-        ({"parameters": {RATE: Interval(0.1, 0.2)}}, "Interval, from which a grid cannot take every value"),
-        ({"trials": 3}, "a grid takes every combination"),
+        ({"parameters": {RATE: Interval(0.1, 0.2)}}, "Interval, of which 'grid' cannot take every value"),
+        ({"trials": 3}, "the search 'grid' takes every value"),
+        ({"trials": 3, "search": "ablation"}, "the search 'ablation' takes every value"),
         ({"search": "tpe"}, "trials is 0"),
         ({"search": "gird"}, "search is 'gird'"),
         ({"objective": "retrieval auc"}, "objective is 'retrieval auc'"),

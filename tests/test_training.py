@@ -60,7 +60,7 @@ def many_users_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny_config() -> RunConfig:
     encoder = EncoderConfig(num_layers=1, width=8, num_heads=2, hidden=8, recency_bias=True, dropout=0.1)
-    features = FeatureConfig(max_length=32)
+    features = FeatureConfig(max_length=32, dropout=0.1)
     config = default_config()
     retrieval, ranking = config.retrieval, config.ranking
     return dataclasses.replace(

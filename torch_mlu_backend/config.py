@@ -42,12 +42,14 @@ class FeatureConfig:
         user_id: embed the user's id.
         positions: what is added for an event's place in the timeline.
         max_length: events a timeline may hold; the size of the learned position table.
+        dropout: rate on the tokens that go into the encoder, in training mode alone.
         item_table, user_table: how the ids become rows of the embedding tables.
     """
 
     user_id: bool = True
     positions: Literal["none", "learned", "sinusoidal"] = "none"
     max_length: int = 512
+    dropout: float = 0.0
     init_scale: float = 0.02
     item_start: Literal["normal", "spectral"] = "normal"
     item_table: TableConfig = field(default_factory=TableConfig)
@@ -63,7 +65,7 @@ class EncoderConfig:
         hidden, activation, feed_forward: the feed-forward layer's width, activation, and whether there is one.
         normalize: L2-normalise the pooled query and key per head; of additive attention alone.
         recency_bias: add `rate_h * position` to the attention's logits.
-        dropout: rate, in training mode alone.
+        dropout: rate inside the encoder, in training mode alone.
         attention: "additive" or "softmax".
         pre_norm: normalise the inputs of attention and feed-forward, not the sums after them.
         dtype: of the matrix products; float32 here. Lower precision is the autocast argument's.

@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     stage.model.encoder.num_layers = 1
     stage.model.encoder.width = 32
     stage.model.encoder.hidden = 64
+    stage.model.features.dropout = 0.4
     stage.model.encoder.dropout = 0.4
     # The labels of the last few events tell the session's mood, not the item's appeal: they help AUC and hurt GAUC.
     stage.model.encoder.recency_bias = False

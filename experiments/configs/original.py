@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
         stage.model.encoder.num_heads = 8
         stage.model.encoder.normalize = True
         stage.model.encoder.recency_bias = False
+        stage.model.features.dropout = 0.1
         stage.model.encoder.dropout = 0.1
     config.retrieval.model.similarity = "cosine"
     config.retrieval.negatives = 127

@@ -17,7 +17,8 @@ from tenrec_jax.timeline import Timeline
 
 
 class TargetRanks(NamedTuple):
-    """Where every target stands in the full catalogue: its row in the table, user and item, and its places, [P] each.
+    """Where every target stands in the full catalogue: its row in the table, user and item, its places, and the number of items that
+    compete for them, itself counted, [P] each.
 
     `lists_UK` holds the first K items of each evaluated user, best first, 0 where there are fewer; K is 0 unless asked for.
     """
@@ -26,6 +27,7 @@ class TargetRanks(NamedTuple):
     user: np.ndarray
     item: np.ndarray
     places: Places
+    candidates: np.ndarray
     lists_UK: np.ndarray
 
 
@@ -107,6 +109,7 @@ class RetrievalEvaluator:
         user_P, item_P = self._table.user_R[self._clicked], self._table.item_R[self._clicked]
         order = np.argsort(user_P, kind="stable")
         first_P, last_P = np.zeros((2, len(user_P)))
+        candidates_P = np.zeros(len(user_P), np.int64)
         list_length = min(list_length, self._table.num_items)
         lists = [np.zeros((0, list_length), np.int32)]
         for users in self._blocks():
@@ -120,8 +123,10 @@ class RetrievalEvaluator:
             pair = order[place]
             places = places_of(block_BN[row], item_P[pair] - 1)
             has_place = block_BN[row, item_P[pair] - 1] > -np.inf
+            candidates_P[pair] = np.count_nonzero(block_BN > -np.inf, axis=1)[row]
             first_P[pair], last_P[pair] = (np.where(has_place, place, np.inf) for place in places)
-        return TargetRanks(self._clicked, user_P, item_P, Places(first_P, last_P), np.concatenate(lists))
+        places = Places(first_P, last_P)
+        return TargetRanks(self._clicked, user_P, item_P, places, candidates_P, np.concatenate(lists))
 
     def excluded_items(self, user: int) -> np.ndarray:
         """Items that are taken out of the ranking of a dense user, distinct."""

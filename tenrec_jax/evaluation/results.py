@@ -8,10 +8,12 @@ import numpy as np
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.evaluation.evaluator import TargetRanks
 from tenrec_jax.evaluation.metrics import coverage, gini, novelty
+from tenrec_jax.evaluation.sampled import NEGATIVES, sampled_metrics
 from tenrec_jax.evaluation.scorers import Scorer
 from tenrec_jax.evaluation.statistics import bootstrap_binary, bootstrap_means
 from tenrec_jax.evaluation.user_metrics import retrieval_metrics
 
+SAMPLED = f"retrieval_1+{NEGATIVES}"
 BINARY_METRICS = ("auc", "gauc", "log_loss", "ece", "pcoc")
 OF_ORDER = ("auc", "gauc")
 
@@ -20,6 +22,8 @@ def scorer_results(
     scorer: Scorer, table: Interactions, rows: np.ndarray, exposures_N1: np.ndarray, *, seed: int, resamples: int
 ) -> dict[str, Any]:
     """What is known of one scorer: "retrieval" and "lists" where it retrieves, "ranking" where it ranks.
+
+    Where every user has one target, "retrieval_1+99" has the metrics among that target and 99 others; see `evaluation.sampled`.
 
     Args:
         scorer: the model or a baseline.
@@ -31,6 +35,8 @@ def scorer_results(
     results: dict[str, Any] = {}
     if scorer.ranks is not None:
         results["retrieval"] = retrieval_results(scorer.ranks, seed=seed, resamples=resamples)
+        if len(np.unique(scorer.ranks.user)) == len(scorer.ranks.user):
+            results[SAMPLED] = sampled_results(scorer.ranks, seed=seed, resamples=resamples)
         results["lists"] = list_results(scorer.ranks.lists_UK, exposures_N1)
     if scorer.score is not None:
         ranking = ranking_results(table, rows, scorer.score(rows), seed=seed, resamples=resamples)
@@ -44,6 +50,13 @@ def scorer_results(
 def retrieval_results(ranks: TargetRanks, *, seed: int, resamples: int) -> dict[str, Any]:
     """Retrieval metrics with 95 % intervals."""
     _, values = retrieval_metrics(ranks.user, ranks.item, ranks.places)
+    estimates = bootstrap_means(values, seed=seed, resamples=resamples)
+    return {name: estimate.to_json() for name, estimate in estimates.items()}
+
+
+def sampled_results(ranks: TargetRanks, *, seed: int, resamples: int) -> dict[str, Any]:
+    """Metrics among the target and sampled negatives with 95 % intervals; of users with one target each."""
+    values = sampled_metrics(ranks.places, ranks.candidates)
     estimates = bootstrap_means(values, seed=seed, resamples=resamples)
     return {name: estimate.to_json() for name, estimate in estimates.items()}
 

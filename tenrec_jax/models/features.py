@@ -12,7 +12,7 @@ from tenrec_jax.models.blocks import Places, places_of
 from tenrec_jax.models.hashing import Collisions, HashedEmbed, TableConfig
 from tenrec_jax.models.initializers import normal_table
 from tenrec_jax.models.slots import Slots, slots_of
-from tenrec_jax.settings import Count, NonNegative, Settings
+from tenrec_jax.settings import Count, NonNegative, Settings, Share
 from tenrec_jax.timeline import Events, Profile, Timeline
 
 
@@ -43,6 +43,7 @@ class FeatureConfig(Settings):
         positions: what is added for an event's place in the timeline: "learned" embeddings, "sinusoidal" ones (see `SinusoidalPositions`),
             which no length bounds, or "none", which leaves order to the recency bias.
         max_length: events a timeline may hold; the size of the learned position table.
+        dropout: rate on the tokens that go into the encoder, apart from the encoder's own.
         init_scale: standard deviation of the embeddings at initialisation.
         item_start: what training starts the items' embeddings from: "normal" draws like the rest, or "spectral", vectors of length one of
             which users meet which items (`data.spectral`), for logs too small to learn that from their labels.
@@ -52,6 +53,7 @@ class FeatureConfig(Settings):
     user_id: bool = True
     positions: Literal["none", "learned", "sinusoidal"] = "none"
     max_length: Count = 512
+    dropout: Share = 0.0
     init_scale: NonNegative = 0.02
     item_start: Literal["normal", "spectral"] = "normal"
     item_table: TableConfig = field(default_factory=TableConfig)

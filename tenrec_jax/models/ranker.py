@@ -57,7 +57,7 @@ class Ranker(nnx.Module):
         self.users = UserFeatures(vocabulary, config.features, width, rngs=rngs)
         self.items = ItemFeatures(vocabulary, config.features, width, rngs=rngs)
         self.events = EventFeatures(vocabulary, config.features, width, rngs=rngs)
-        self.dropout = nnx.Dropout(config.encoder.dropout)
+        self.dropout = nnx.Dropout(config.features.dropout)
         self.encoder = make_encoder(config.encoder, config.features.max_length, rngs=rngs)
         self.output_norm = layer_norm(width, rngs)
         self.heads, self.actions = config.heads, vocabulary.actions

@@ -67,7 +67,7 @@ class TwoTower(nnx.Module):
         self.users = UserFeatures(vocabulary, config.features, width, rngs=rngs)
         self.items = ItemFeatures(vocabulary, config.features, width, rngs=rngs)
         self.events = EventFeatures(vocabulary, config.features, width, rngs=rngs)
-        self.dropout = nnx.Dropout(config.encoder.dropout)
+        self.dropout = nnx.Dropout(config.features.dropout)
         self.encoder = make_encoder(config.encoder, config.features.max_length, rngs=rngs)
         zeros = nnx.initializers.zeros
         self.item_bias = nnx.Embed(vocabulary.items, 1, embedding_init=zeros, rngs=rngs) if config.item_bias else None

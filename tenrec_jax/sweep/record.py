@@ -76,8 +76,9 @@ class Sweep(Settings):
         base: config file of all runs, FILE.py or FILE.py:VARIANT.
         parameters: what varies: for each setting, by its dotted key ("retrieval.train.epochs"), the values that it can take.
         objective: metric of the validation part that decides, as `tenrec-jax compare` names it: "retrieval ndcg@10", "click gauc".
-        search: "grid" takes every combination of `Choices`; "random" draws; "tpe" draws where earlier results were good: a
-            tree-structured Parzen estimator (Bergstra et al., 2011), Optuna's, whose first ten trials are random.
+        search: "grid" takes every combination of `Choices`; "ablation" takes the first of all `Choices`, and then each other value with
+            the first of all others, so that it shows what every change does by itself; "random" draws; "tpe" draws where earlier
+            results were good: a tree-structured Parzen estimator (Bergstra et al., 2011), Optuna's, whose first ten trials are random.
         trials: runs of a search that draws.
         seed: of what is drawn; the runs' own is the setting "seed".
         settings: of every run, beside those of the base.
@@ -88,7 +89,7 @@ class Sweep(Settings):
     base: str
     parameters: Mapping[str, Domain]
     objective: str
-    search: Literal["grid", "random", "tpe"] = "grid"
+    search: Literal["grid", "ablation", "random", "tpe"] = "grid"
     trials: Natural = 0
     seed: Natural = 0
     settings: Mapping[str, Value] = field(default_factory=dict)
@@ -102,8 +103,8 @@ class Sweep(Settings):
                 yield f"{key} cannot vary: it decides what is measured, so that results could not be compared. Set it in settings"
             if key in self.settings:
                 yield f"{key} stands in parameters and in settings"
-        if self.search == "grid":
-            yield from self._no_grid()
+        if self.search in ("grid", "ablation"):
+            yield from self._not_enumerable()
         elif not self.trials:
             yield f"trials is 0: say how many runs the search {self.search!r} takes"
         known = RETRIEVAL_METRICS if self.of == RETRIEVAL else RANKING_METRICS
@@ -113,12 +114,12 @@ class Sweep(Settings):
                 f"{', '.join(ACTIONS)} and one of {', '.join(RANKING_METRICS)}"
             )
 
-    def _no_grid(self) -> Iterator[str]:
+    def _not_enumerable(self) -> Iterator[str]:
         if self.trials:
-            yield "trials is for the searches 'random' and 'tpe': a grid takes every combination"
+            yield f"trials is for the searches 'random' and 'tpe': the search {self.search!r} takes every value"
         for key, domain in self.parameters.items():
             if not isinstance(domain, Choices):
-                yield f"{key} has {type(domain).__name__}, from which a grid cannot take every value: take Choices"
+                yield f"{key} has {type(domain).__name__}, of which {self.search!r} cannot take every value: take Choices"
 
     @property
     def of(self) -> str:

@@ -39,8 +39,16 @@ def next_round(sweep: Sweep, tried: Sequence[Trial]) -> list[Drawn]:
     if sweep.search == "random":
         generator = np.random.default_rng(sweep.seed)
         return _distinct(lambda: _random(sweep.parameters, generator), sweep.trials, ())
+    if sweep.search == "ablation":
+        return _one_change_at_a_time(sweep.parameters)
     domains = [domain.values for domain in sweep.parameters.values() if isinstance(domain, Choices)]
     return [dict(zip(sweep.parameters, values, strict=True)) for values in itertools.product(*domains)]
+
+
+def _one_change_at_a_time(parameters: Mapping[str, Domain]) -> list[Drawn]:
+    choices = {key: domain.values for key, domain in parameters.items() if isinstance(domain, Choices)}
+    first = {key: values[0] for key, values in choices.items()}
+    return [first, *(first | {key: value} for key, values in choices.items() for value in values[1:])]
 
 
 def _distinct(draw: Callable[[], Drawn], count: int, tried: Sequence[Trial]) -> list[Drawn]:

@@ -40,7 +40,7 @@ class Ranker(nn.Module):
         self.users = UserFeatures(vocabulary, config.features, width)
         self.items = ItemFeatures(vocabulary, width)
         self.events = EventFeatures(vocabulary, config.features, width)
-        self.dropout = nn.Dropout(config.encoder.dropout)
+        self.dropout = nn.Dropout(config.features.dropout)
         self.encoder = make_encoder(config.encoder, config.features.max_length)
         self.output_norm = layer_norm(width)
         self.heads, self.actions = config.heads, vocabulary.actions

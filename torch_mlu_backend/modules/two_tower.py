@@ -34,7 +34,7 @@ class TwoTower(nn.Module):
         self.users = UserFeatures(vocabulary, config.features, width)
         self.items = ItemFeatures(vocabulary, width)
         self.events = EventFeatures(vocabulary, config.features, width)
-        self.dropout = nn.Dropout(config.encoder.dropout)
+        self.dropout = nn.Dropout(config.features.dropout)
         self.encoder = make_encoder(config.encoder, config.features.max_length)
         self.item_bias = nn.Embedding(vocabulary.items, 1) if config.item_bias else None
 
