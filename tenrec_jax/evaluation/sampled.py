@@ -7,11 +7,16 @@ Nothing is drawn here. A target that `b` of `m` other candidates beat in full is
 
     P(j of the N beat it) = C(b, j) C(m - b, N - j) / C(m, N),
 
-so the metrics are the expectations that averaging over endless draws would come to, without its noise.
+so the metrics are the expectations that averaging over endless draws would come to, without its noise. Where ties leave open whether `b`
+is `low` or more, up to `high`, the mean over these is taken, by
+
+    sum_{b <= B} C(b, j) C(m - b, N - j) = C(m + 1, N + 1) P(at least j + 1 of N + 1 draws from m + 1 are among the first B + 1),
+
+both sides counting the sets of N + 1 of `0..m` whose element number j + 1 is at most B.
 """
 
 import numpy as np
-from scipy.stats import hypergeom
+from scipy.special import gammaln
 
 from tenrec_jax.evaluation.places import Places
 from tenrec_jax.evaluation.rows import Array, Floats
@@ -37,22 +42,35 @@ def sampled_metrics(places: Places, candidates_P: Array, negatives: int = NEGATI
     weights |= {f"recall@{k}": place_1N <= k for k in CUTOFFS}
     weights |= {f"ndcg@{k}": gain_1N * (place_1N <= k) for k in CUTOFFS}
     weights["mrr"] = 1 / place_1N
-    probability_PN = _place_probabilities(places, np.asarray(candidates_P) - 1, negatives)
+    others_P = np.asarray(candidates_P) - 1
+    found = np.flatnonzero(np.isfinite(places.first))
+    probability_PN = np.zeros((len(others_P), negatives + 1))
+    found_places = Places(places.first[found], places.last[found])
+    probability_PN[found] = _place_probabilities(found_places, others_P[found], negatives)
     return {name: probability_PN @ weight for name, weight in weights.items()}
 
 
 def _place_probabilities(places: Places, others_P: Array, negatives: int) -> Floats:
-    """The probability of each place 1..N + 1, [P, N + 1]; the mean over the places that ties leave open."""
-    beaten_N = np.arange(negatives + 1)
+    """The probability of each place 1..N + 1, [P, N + 1]."""
     drawn_P = np.minimum(negatives, others_P)
-    probability_PN = np.zeros((len(others_P), negatives + 1))
-    found_P = np.isfinite(places.first)
-    untied = np.flatnonzero(found_P & (places.first == places.last))
-    better_P = places.first[untied] - 1
-    probability_PN[untied] = hypergeom.pmf(
-        beaten_N, others_P[untied, None], better_P[:, None].astype(np.int64), drawn_P[untied, None]
-    )
-    for target in np.flatnonzero(found_P & (places.first < places.last)):
-        better_B1 = np.arange(int(places.first[target]) - 1, int(places.last[target]))[:, None]
-        probability_PN[target] = hypergeom.pmf(beaten_N, others_P[target], better_B1, drawn_P[target]).mean(axis=0)
-    return probability_PN
+
+    def more_than(first_P: Array) -> Floats:
+        """P(more than j of the draws are among the first so many), for j from 0 to N."""
+        taken_N = np.arange(1, negatives + 2)
+        total_P1, first_P1, drawn_P1 = others_P[:, None] + 1, first_P[:, None], drawn_P[:, None] + 1
+        log_exactly_PN = (
+            _log_choices(first_P1, taken_N)
+            + _log_choices(total_P1 - first_P1, drawn_P1 - taken_N)
+            - _log_choices(total_P1, drawn_P1)
+        )
+        return np.cumsum(np.exp(log_exactly_PN)[:, ::-1], axis=1)[:, ::-1]
+
+    scale_P = (others_P + 1) / (drawn_P + 1) / (places.last - places.first + 1)
+    return scale_P[:, None] * (more_than(places.last) - more_than(places.first - 1))
+
+
+def _log_choices(n: Array, k: Array) -> Floats:
+    """log C(n, k); -inf where there is no such choice."""
+    possible = (k >= 0) & (k <= n)
+    k = np.where(possible, k, 0)
+    return np.where(possible, gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1), -np.inf)
