@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import logging as absl_logging
 from dcn_v2 import DcnV2, DcnV2Config
 from din import Din, DinConfig
 from flax import nnx
@@ -88,8 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         The exit code: 0 done, 2 wrong use or bad input, 128 + the signal if it was told to stop.
     """
     options, overrides = _parse(arguments)
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(format="%(message)s", force=True)
     logger.setLevel(logging.INFO)
     try:
         job = _job(options, overrides)
