@@ -85,6 +85,32 @@ def evaluate(
     write_json(workdir / "eval" / RESULTS[part], results | ({"test_opened": opened} if opened else {}))
 
 
+def provenance_of(config: RunConfig, data: RunData) -> dict[str, Any]:
+    """What results say first of all: of which data, split and seed they are."""
+    split = data.split
+    return {
+        "protocol": split.protocol,
+        "seed": config.seed,
+        "data_sha256": data.table.sha256,
+        "split_sha256": split.sha256,
+        "split_seed": split.seed,
+        "is_synthetic": not config.data.path,
+    }
+
+
+def origin_of(config: RunConfig, data: RunData, part: Part) -> Origin:
+    """What the predictions on a part are of."""
+    return Origin(
+        part=part.name.lower(),
+        protocol=data.split.protocol,
+        data_sha256=data.table.sha256,
+        split_sha256=data.split.sha256,
+        exclude_seen=config.evaluation.exclude_seen,
+        catalogue=data.table.num_items,
+        actions=data.table.actions,
+    )
+
+
 class _Evaluation:
     """The evaluation of one part."""
 
@@ -105,13 +131,7 @@ class _Evaluation:
         train_rows, ranking = split.rows(Part.TRAIN), self._models.ranker is not None
         baselines = list(baseline_scorers(table, train_rows, data.counts, evaluator, ranking=ranking))
         oracle = oracle_scorer(truth, table) if truth is not None and ranking else None
-        results: dict[str, Any] = {
-            "protocol": split.protocol,
-            "seed": config.seed,
-            "data_sha256": table.sha256,
-            "split_sha256": split.sha256,
-            "split_seed": split.seed,
-            "is_synthetic": not config.data.path,
+        results: dict[str, Any] = provenance_of(config, data) | {
             "counts": {"users": len(evaluator.users), "rows": len(self._rows), "catalogue": table.num_items},
             "skipped": [oracle] if isinstance(oracle, str) else [],
         }
@@ -183,16 +203,8 @@ class _Evaluation:
         )
 
     def _write_predictions(self, scorers: list[Scorer], users: np.ndarray) -> None:
-        table, split, folder, prefix = self._data.table, self._data.split, self._workdir / "eval", PREFIXES[self._part]
-        origin = Origin(
-            part=self._part.name.lower(),
-            protocol=split.protocol,
-            data_sha256=table.sha256,
-            split_sha256=split.sha256,
-            exclude_seen=self._config.evaluation.exclude_seen,
-            catalogue=table.num_items,
-            actions=table.actions,
-        )
+        table, folder, prefix = self._data.table, self._workdir / "eval", PREFIXES[self._part]
+        origin = origin_of(self._config, self._data, self._part)
         write_predictions(folder / f"{prefix}predictions.parquet", origin, table, self._rows, scorers)
         ranks = scorers[0].ranks
         if ranks is not None:

@@ -17,7 +17,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,7 @@ from tenrec_jax.evaluation.evaluator import item_vectors
 from tenrec_jax.evaluation.metrics import auc, grouped_auc, ndcg_at_k, recall_at_k
 from tenrec_jax.evaluation.report import write_report
 from tenrec_jax.files import full_disk, locked, read_json, write_json, write_text
+from tenrec_jax.models.ranker import Ranker, TimelineRanker
 from tenrec_jax.retrieval.index import build_index, load_index
 from tenrec_jax.run_data import RunData
 from tenrec_jax.sealed import DamagedError
@@ -235,15 +236,7 @@ class Pipeline:
         if not self.config.ranking.enabled:
             logger.info("off: this log holds no exposures without a click, so nothing true to learn from")
             return
-        evaluator, rows = self._data.ranking_evaluator(Part.VALIDATION), self._data.split.rows(Part.VALIDATION)
-        label_R, user_R = self._data.table.labels_RA[rows, 0], self._data.table.user_R[rows]
-
-        def evaluate(parameters: Any) -> tuple[float, dict[str, float]]:
-            probability_R = evaluator.run(task.graphdef, task.whole(parameters))[rows, 0]
-            pooled, grouped = auc(label_R, probability_R), grouped_auc(label_R, probability_R, groups=user_R).value
-            return (pooled + grouped) / 2, {"validation/click_auc": pooled, "validation/click_gauc": grouped}
-
-        task = self._data.ranking_task(evaluate)
+        task = selected_ranking_task(self._data)
         self._fit(task, self.config.ranking.train, artifact.RANKING_WEIGHTS)
 
     def _run_validate(self) -> None:
@@ -312,6 +305,25 @@ class Pipeline:
     def _ranker(self) -> artifact.Model:
         model = artifact.ranker(self.config.ranking.model, self._data.vocabulary)
         return artifact.with_weights(model, self.recommender / artifact.RANKING_WEIGHTS)
+
+
+def selected_ranking_task(data: RunData, ranker: Callable[..., TimelineRanker] = Ranker) -> RankingTask:
+    """The ranking stage's task, whose epochs are chosen by the mean of click AUC and GAUC on the validation rows.
+
+    Args:
+        data: of the run.
+        ranker: makes the model, with the arguments of `Ranker`.
+    """
+    evaluator, rows = data.ranking_evaluator(Part.VALIDATION), data.split.rows(Part.VALIDATION)
+    label_R, user_R = data.table.labels_RA[rows, 0], data.table.user_R[rows]
+
+    def evaluate(parameters: Any) -> tuple[float, dict[str, float]]:
+        probability_R = evaluator.run(task.graphdef, task.whole(parameters))[rows, 0]
+        pooled, grouped = auc(label_R, probability_R), grouped_auc(label_R, probability_R, groups=user_R).value
+        return (pooled + grouped) / 2, {"validation/click_auc": pooled, "validation/click_gauc": grouped}
+
+    task = data.ranking_task(evaluate, ranker)
+    return task
 
 
 def _changes(config: RunConfig, workdir: Path) -> list[str]:

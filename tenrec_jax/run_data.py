@@ -1,5 +1,6 @@
 """The data of a run, as its stages ask for it: the table, its split, training batches, evaluators."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tenrec_jax.evaluation.baselines import TrainCounts, item_rate, train_counts
 from tenrec_jax.evaluation.evaluator import RankingEvaluator, RetrievalEvaluator
 from tenrec_jax.models.features import FeatureConfig, Vocabulary
 from tenrec_jax.models.hashing import HashedIds
+from tenrec_jax.models.ranker import Ranker, TimelineRanker
 from tenrec_jax.training.id_spaces import ITEM, USER
 from tenrec_jax.training.tasks import Evaluate, RankingTask, RetrievalTask
 
@@ -116,8 +118,8 @@ class RunData:
             evaluate=evaluate,
         )
 
-    def ranking_task(self, evaluate: Evaluate) -> RankingTask:
-        """The ranking stage's training task.
+    def ranking_task(self, evaluate: Evaluate, ranker: Callable[..., TimelineRanker] = Ranker) -> RankingTask:
+        """The ranking stage's training task; `ranker` makes the model, with the arguments of `Ranker`.
 
         Raises:
             UserError: the log holds clicks alone, or the batch cannot be divided into micro-batches.
@@ -138,6 +140,7 @@ class RunData:
             user_rate=np.stack([user_rate(self.counts, action) for action in actions], axis=1),
             item_start=self._item_start(config),
             evaluate=evaluate,
+            ranker=ranker,
         )
 
     def retrieval_evaluator(self, part: Part, max_users: int) -> RetrievalEvaluator:

@@ -2,8 +2,8 @@
 
 A fence's info string says what becomes of a block (pages show its first word alone): ```bash and ```python run here, page by page and in
 order, in a sandbox where what the pages take for granted lies ready, and what a command serves stays up for the blocks below; ```bash slow
-trains and runs with `-m slow`; ```... elsewhere needs a cluster, a licence, the network or an installation and does not run. Every command
-of all of them is parsed by the parser that it is for.
+trains and runs with `-m slow`; ```... elsewhere needs a cluster, a licence, the network, an installation or a finished run, and does not
+run. Every command of all of them is parsed by the parser that it is for.
 
 Sizes that would take long are made small by `SMALLER` alone, each entry of which must occur in a block that runs.
 """
@@ -12,6 +12,7 @@ import argparse
 import ast
 import dataclasses
 import gzip
+import importlib
 import json
 import pydoc
 import re
@@ -50,6 +51,7 @@ SMALLER = {
 }
 COMMANDS = {"tenrec-jax": tenrec_jax_command, "python -m torch_mlu_backend": mirror_command}
 LAUNCH = "python experiments/launch.py"
+TRAIN_RIVAL = "python experiments/baselines/train.py"
 SERVE = "tenrec-jax serve "
 # Where pages reach the server that they start.
 ADDRESS = "localhost:8080"
@@ -131,6 +133,10 @@ def parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if "--help" not in words:
             with in_this_process(monkeypatch, *words[2:]) as arguments:
                 launch._parse(arguments)
+    elif line.startswith(TRAIN_RIVAL):
+        # A script, which finds the models in its own folder.
+        monkeypatch.syspath_prepend(ROOT / "experiments" / "baselines")
+        importlib.import_module("train")._parse(words[2:])
     elif words[0] == "make":
         assert words[1:], line
         for target in words[1:]:

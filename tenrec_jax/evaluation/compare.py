@@ -120,10 +120,13 @@ def _paired(
             for name, difference in found.items()
         )
 
+    users, left_out = dict[str, int](), list[str]()
     common = np.intersect1d(first.user[first.ranked], second.user[second.ranked])
     if len(common):
         add("retrieval", _retrieval_sample(first, common), _retrieval_sample(second, common), len(common))
-    users, left_out = {"retrieval": len(common)}, []
+        users["retrieval"] = len(common)
+    elif not (len(first.ranked) and len(second.ranked)):
+        left_out.append("retrieval: not both runs retrieve")
     before, after = _binary_samples(first), _binary_samples(second)
     if before and after:
         users["ranking"] = len(np.unique(first.user))
@@ -151,7 +154,9 @@ def _binary_samples(run: Predictions) -> dict[str, BinarySample]:
 
 def _values(run: Predictions) -> dict[str, float]:
     """Every metric of a run on its own users."""
-    samples: dict[str, Sample] = {"retrieval": _retrieval_sample(run), **_binary_samples(run)}
+    samples: dict[str, Sample] = dict(_binary_samples(run))
+    if len(run.ranked):
+        samples = {"retrieval": _retrieval_sample(run), **samples}
     return {f"{stage} {name}": value for stage, sample in samples.items() for name, value in sample.values.items()}
 
 

@@ -8,7 +8,7 @@ predictions: a row for each row of the evaluated part, in the log's order.
     score_click ...        the model's probabilities, float32; absent without a ranker
     rank  tied             of a clicked item over the full catalogue: 1 + the items above it, and how many others score the same. Null where
                            nothing is ranked (not clicked, or the user is not in the sample); rank is infinite where the item was taken
-                           out of the ranking because the user had seen it
+                           out of the ranking because the user had seen it. Absent where the model is a ranker alone
     NAME_score_click ...   NAME_rank  NAME_tied       the same of each baseline, and of the oracle on a synthetic twin
 
 recommendations: a row for each evaluated user: `user` and `items`, the raw ids of the model's list, best first.
@@ -133,12 +133,13 @@ def read_predictions(path: Path) -> Predictions:
         raise UserError(f"{path} has format version {values['format_version']}; this code reads {FORMAT_VERSION}.")
     origin = Origin(**values | {"actions": tuple(values["actions"])})
     scores = [f"score_{action}" for action in origin.actions]
-    has_scores = scores[0] in schema.names
-    if "rank" not in schema.names:
-        raise UserError(f"{path} has no column rank: it holds no predictions of a model.")
-    wanted = ["row", "user", "item", *origin.actions, "rank", "tied", *(scores if has_scores else [])]
+    has_scores, has_ranks = scores[0] in schema.names, "rank" in schema.names
+    if not (has_scores or has_ranks):
+        raise UserError(f"{path} has neither a column rank nor {scores[0]}: it holds no predictions of a model.")
+    wanted = ["row", "user", "item", *origin.actions, *["rank", "tied"] * has_ranks, *scores * has_scores]
     table = read_parquet(path, wanted, _REMEDY)
-    rank_R = as_numpy(table["rank"], missing=-1)
+    rank_R = as_numpy(table["rank"], missing=-1) if has_ranks else np.full(len(table), -1.0)
+    tied_R = as_numpy(table["tied"], missing=0) if has_ranks else np.zeros(len(table), np.int32)
     ranked = np.flatnonzero(rank_R > 0)
     first = rank_R[ranked]
     return Predictions(
@@ -149,7 +150,7 @@ def read_predictions(path: Path) -> Predictions:
         labels_RA=np.stack([as_numpy(table[action]) for action in origin.actions], axis=1),
         score_RA=np.stack([as_numpy(table[name]) for name in scores], axis=1) if has_scores else None,
         ranked=ranked,
-        places=Places(first, first + as_numpy(table["tied"], missing=0)[ranked]),
+        places=Places(first, first + tied_R[ranked]),
     )
 
 

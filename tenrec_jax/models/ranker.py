@@ -45,11 +45,10 @@ class UserState(NamedTuple):
     bias_BA: Array
 
 
-class Ranker(nnx.Module):
-    """Predicts each action on a candidate from the user, the timeline and that candidate alone.
+class TimelineRanker(nnx.Module):
+    """What rankers of logged timelines have in common: embeddings, and a wide part beside the deep one of each subclass.
 
-    `timeline_logits` trains every logged exposure of a user in one pass; `start`, `extend` and `score` give the same numbers one
-    candidate set at a time, from a user state of constant size.
+    The wide part is a bias for each item and user and action: what they tend to do anyway, which the deep part need not learn.
     """
 
     def __init__(self, config: RankerConfig, vocabulary: Vocabulary, *, rngs: nnx.Rngs) -> None:
@@ -58,15 +57,12 @@ class Ranker(nnx.Module):
         self.items = ItemFeatures(vocabulary, config.features, width, rngs=rngs)
         self.events = EventFeatures(vocabulary, config.features, width, rngs=rngs)
         self.dropout = nnx.Dropout(config.features.dropout)
-        self.encoder = make_encoder(config.encoder, config.features.max_length, rngs=rngs)
-        self.output_norm = layer_norm(width, rngs)
         self.heads, self.actions = config.heads, vocabulary.actions
-        self.head = make_head(config.heads, width, vocabulary.actions, rngs=rngs)
-        # The wide part: what items and users tend to do anyway, which the encoder need not spend its width on.
-        zeros = nnx.initializers.zeros
-        self.item_bias = nnx.Embed(vocabulary.items, vocabulary.actions, embedding_init=zeros, rngs=rngs)
+        # Zeros, for which nothing is drawn.
+        zeros, no_rngs = nnx.initializers.zeros, nnx.Rngs(0)
+        self.item_bias = nnx.Embed(vocabulary.items, vocabulary.actions, embedding_init=zeros, rngs=no_rngs)
         self.user_bias = (
-            nnx.Embed(vocabulary.users, vocabulary.actions, embedding_init=zeros, rngs=rngs)
+            nnx.Embed(vocabulary.users, vocabulary.actions, embedding_init=zeros, rngs=no_rngs)
             if config.features.user_id
             else None
         )
@@ -81,6 +77,36 @@ class Ranker(nnx.Module):
         Returns:
             [B, T, A].
         """
+        raise NotImplementedError
+
+    def _target(self, item: Array, category: Array, place: Array) -> Array:
+        return self.events.candidates(self.items(item, category), place)
+
+    def _bias(self, profile: Profile) -> Array:
+        if self.user_bias is None:
+            return jnp.zeros((*profile.user.shape, self.actions))
+        return self.user_bias(profile.user)
+
+    def _wide_and(self, head_BCA: Array, item_BC: Array, bias_BCA: Array) -> Array:
+        """The logits, from the head's outputs, the items and the users' biases."""
+        return action_logits(self.heads, head_BCA + self.item_bias(item_BC) + bias_BCA)
+
+
+class Ranker(TimelineRanker):
+    """Predicts each action on a candidate from the user, the timeline and that candidate alone.
+
+    `timeline_logits` trains every logged exposure of a user in one pass; `start`, `extend` and `score` give the same numbers one
+    candidate set at a time, from a user state of constant size.
+    """
+
+    def __init__(self, config: RankerConfig, vocabulary: Vocabulary, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, vocabulary, rngs=rngs)
+        width = config.encoder.width
+        self.encoder = make_encoder(config.encoder, config.features.max_length, rngs=rngs)
+        self.output_norm = layer_norm(width, rngs)
+        self.head = make_head(config.heads, width, vocabulary.actions, rngs=rngs)
+
+    def timeline_logits(self, timeline: Timeline, key: Array | None = None) -> Array:
         x_BTD, places, slots = context_tokens(self.users, self.items, self.events, timeline)
         item_BT = timeline.events.item
         target_BTD = self._target(item_BT, timeline.events.category, slots.place)
@@ -90,8 +116,7 @@ class Ranker(nnx.Module):
             x_BTD = self.dropout(x_BTD, rngs=nnx.Rngs(context_key))
             target_BTD = self.dropout(target_BTD, rngs=nnx.Rngs(target_key))
         encoded_BTD = self.encoder.timeline(x_BTD, target_BTD, places, encoder_key)
-        bias_BTA = jnp.take_along_axis(self._bias(timeline.profile), slots.segment[..., None], axis=1)
-        return self._logits(encoded_BTD, item_BT, bias_BTA)
+        return self._logits(encoded_BTD, item_BT, slots.own(self._bias(timeline.profile)))
 
     def start(self, profile: Profile) -> UserState:
         """The state of users [B] before their first event."""
@@ -121,14 +146,5 @@ class Ranker(nnx.Module):
         encoded_BCD = self.encoder.isolated_after(x_BTD, mask_BT, target_BCD)
         return self._logits(encoded_BCD, item_BC, self._bias(profile)[:, None])
 
-    def _target(self, item: Array, category: Array, place: Array) -> Array:
-        return self.events.candidates(self.items(item, category), place)
-
-    def _bias(self, profile: Profile) -> Array:
-        if self.user_bias is None:
-            return jnp.zeros((*profile.user.shape, self.actions))
-        return self.user_bias(profile.user)
-
     def _logits(self, x_BCD: Array, item_BC: Array, bias_BCA: Array) -> Array:
-        head_BCA = self.head(self.output_norm(x_BCD))
-        return action_logits(self.heads, head_BCA + self.item_bias(item_BC) + bias_BCA)
+        return self._wide_and(self.head(self.output_norm(x_BCD)), item_BC, bias_BCA)

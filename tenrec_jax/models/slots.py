@@ -20,6 +20,10 @@ class Slots(NamedTuple):
     segment: Array
     place: Array
 
+    def own(self, x_BUD: Array) -> Array:
+        """Of what the timelines of a row have one each, that of each slot's timeline: [B, U, D] to [B, T, D]."""
+        return jnp.take_along_axis(x_BUD, self.segment[..., None], axis=1)
+
 
 def slots_of(start_BU: Array, length: int) -> Slots:
     """The slots of rows of `length` slots whose timelines begin at `start_BU`, ascending from 0; `length` stands for none."""

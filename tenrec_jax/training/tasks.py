@@ -15,7 +15,7 @@ from tenrec_jax.models.features import ItemFeatures, Vocabulary
 from tenrec_jax.models.hashing import Collisions, HashedIds, HashRows
 from tenrec_jax.models.heads import HeadsConfig, modelled_rates
 from tenrec_jax.models.losses import action_losses, pairwise_losses, sampled_softmax
-from tenrec_jax.models.ranker import Ranker, RankerConfig
+from tenrec_jax.models.ranker import Ranker, RankerConfig, TimelineRanker
 from tenrec_jax.models.slots import slots_of
 from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
 from tenrec_jax.parameters import assembled, named
@@ -193,6 +193,7 @@ class RankingTask(HashedTask):
             rate. The model starts from them.
         item_start: embeddings [N + 1, D] from which the items' start; None draws them.
         evaluate: see `Task`.
+        ranker: makes the model, with the arguments of `Ranker`.
     """
 
     name = "ranking"
@@ -210,9 +211,10 @@ class RankingTask(HashedTask):
         user_rate: np.ndarray,
         item_start: np.ndarray | None,
         evaluate: Evaluate,
+        ranker: Callable[..., TimelineRanker] = Ranker,
     ) -> None:
         self._item_start = item_start
-        self._make = lambda key: Ranker(config, vocabulary, rngs=nnx.Rngs(key))
+        self._make = lambda key: ranker(config, vocabulary, rngs=nnx.Rngs(key))
         super().__init__(nnx.eval_shape(lambda: self._make(0)), hashed)
         self._vocabulary, self._batches, self._weight_A = vocabulary, batches, jnp.asarray(action_weights)
         self._pairwise_weight = pairwise_weight
@@ -237,7 +239,7 @@ class RankingTask(HashedTask):
         return Batch(split, rows, ids)
 
     def loss(self, parameters: nnx.State, batch: Batch, key: jax.Array) -> LossSum:
-        model: Ranker = self._model(parameters, batch.shared)
+        model: TimelineRanker = self._model(parameters, batch.shared)
         timeline, score_BT = batch.split
         logit_BTA = model.timeline_logits(timeline, key)
         action_BTA = timeline.events.action
