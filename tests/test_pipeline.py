@@ -546,6 +546,10 @@ def test_a_log_of_clicks_alone_runs_to_a_recommender_without_a_ranker(tmp_path: 
     results = Pipeline(config, tmp_path / "run").run()
     assert "ranking" not in results
     assert results["counts"]["users"] == sum(2 + user % 7 >= 3 for user in range(1, 81))
+    # Of so small a catalogue 99 negatives are all there is.
+    for metric, sampled in results["retrieval_1+99"].items():
+        assert sampled["value"] == pytest.approx(results["retrieval"][metric]["value"])
+    assert "99 uniform negatives" in (tmp_path / "run" / "report.html").read_text()
     answer = Recommender.load(tmp_path / "run" / "recommender").recommend(user_id=81, k=5)
     assert [item.probabilities for item in answer.items] == [{}] * 5
     assert 5 not in [item.item_id for item in answer.items]

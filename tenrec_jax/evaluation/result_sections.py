@@ -14,6 +14,8 @@ from tenrec_jax.evaluation.figures import (
     tradeoff_plot,
 )
 from tenrec_jax.evaluation.page import heading, paragraph, table
+from tenrec_jax.evaluation.results import SAMPLED
+from tenrec_jax.evaluation.sampled import NEGATIVES
 from tenrec_jax.evaluation.tables import interval, number, percent
 
 RANKING_METRICS = ("auc", "gauc", "log_loss", "ece", "pcoc")
@@ -56,8 +58,20 @@ def retrieval(test: Mapping[str, Any], validation: Mapping[str, Any]) -> str:
             interval_plot("recall", "Recall@10 with 95 % intervals", at_10),
             recall_curve("curve", "Recall@k by the length k of the list, with 95 % intervals", curves),
         )
+        + _among_sampled(test)
         + _lists(test)
     )
+
+
+def _among_sampled(test: Mapping[str, Any]) -> str:
+    if SAMPLED not in test:
+        return ""
+    scorers = scorers_of(test, SAMPLED)
+    rows = [[metric, *_cells(scorers, metric)] for metric in test[SAMPLED]]
+    text = (
+        "For comparison with what others report. Such numbers can order models otherwise than the full catalogue does."
+    )
+    return table(f"Among the target and {NEGATIVES} uniform negatives", ["metric", *scorers], rows) + paragraph(text)
 
 
 def _lists(test: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from tenrec_jax.evaluation.rows import Array, Floats
 
 NEGATIVES = 99
 CUTOFFS = (5, 10)
+_BLOCK = 1 << 14  # targets at a time, each of which takes a few arrays of N numbers
 
 
 def sampled_metrics(places: Places, candidates_P: Array, negatives: int = NEGATIVES) -> dict[str, Floats]:
@@ -42,12 +43,15 @@ def sampled_metrics(places: Places, candidates_P: Array, negatives: int = NEGATI
     weights |= {f"recall@{k}": place_1N <= k for k in CUTOFFS}
     weights |= {f"ndcg@{k}": gain_1N * (place_1N <= k) for k in CUTOFFS}
     weights["mrr"] = 1 / place_1N
-    others_P = np.asarray(candidates_P) - 1
-    found = np.flatnonzero(np.isfinite(places.first))
-    probability_PN = np.zeros((len(others_P), negatives + 1))
-    found_places = Places(places.first[found], places.last[found])
-    probability_PN[found] = _place_probabilities(found_places, others_P[found], negatives)
-    return {name: probability_PN @ weight for name, weight in weights.items()}
+    others_P, found = np.asarray(candidates_P) - 1, np.flatnonzero(np.isfinite(places.first))
+    values = {name: np.zeros(len(others_P)) for name in weights}
+    for start in range(0, len(found), _BLOCK):
+        block = found[start : start + _BLOCK]
+        of_block = Places(places.first[block], places.last[block])
+        probability_PN = _place_probabilities(of_block, others_P[block], negatives)
+        for name, weight in weights.items():
+            values[name][block] = probability_PN @ weight
+    return values
 
 
 def _place_probabilities(places: Places, others_P: Array, negatives: int) -> Floats:
