@@ -1,5 +1,6 @@
 """Settings of the test session, made before JAX starts."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -16,6 +17,8 @@ LONG = ("test_kills.py", "test_worker_kills.py", "test_notebooks.py", "test_page
 # Compiling is most of what these tests do, and their arrays are tiny: XLA's optimisations would cost more than they save.
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
+# Traced programs are many objects that live on: looking for garbage among them as often as usual takes a tenth of the time.
+gc.set_threshold(200_000, 20, 50)
 # Four virtual CPU devices, so that data parallelism is tested for real.
 jax.config.update("jax_num_cpu_devices", 4)
 # Several tests compile the same small models: the second one reads the first one's result.
