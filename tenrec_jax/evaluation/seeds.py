@@ -5,7 +5,8 @@ is smaller than the spread is none.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import numpy as np
 
 from tenrec_jax.errors import UserError
+from tenrec_jax.evaluation.results import SAMPLED
 from tenrec_jax.evaluation.tables import aligned, number
-from tenrec_jax.files import json_text, read_json
+from tenrec_jax.files import flat, json_text, read_json
+from tenrec_jax.provenance import CONFIG
 
+RETRIEVAL = "retrieval"
 RESULTS = {"test": "eval/test.json", "validation": "eval/val.json"}
 MUST_AGREE = ("protocol", "data_sha256", "split_sha256")
 # Of a configuration, what may differ between the runs.
@@ -28,13 +32,25 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True)
 class Spread:
-    """One metric over runs: `scorer` is "model" or a baseline; `deviation` is the sample standard deviation."""
+    """One metric over runs, of the model or of a baseline, by name."""
 
     scorer: str
     metric: str
     values: tuple[float, ...]
-    mean: float
-    deviation: float
+
+    @property
+    def mean(self) -> float:
+        """Over the runs."""
+        return float(np.mean(self.values))
+
+    @property
+    def deviation(self) -> float:
+        """The sample standard deviation."""
+        return float(np.std(self.values, ddof=1))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self) | {"mean": self.mean, "deviation": self.deviation}
 
 
 def over_seeds(runs: Sequence[Path], part: str = "test") -> list[Spread]:
@@ -50,30 +66,21 @@ def over_seeds(runs: Sequence[Path], part: str = "test") -> list[Spread]:
     if len(runs) < 2:
         raise UserError("A spread over seeds takes at least two runs.")
     results = [_read(run / RESULTS[part]) for run in runs]
-    configs = [_flat(_read(run / "config.json")) for run in runs]
-    problems = [
-        f"{key}: {first.get(key)} in {runs[0]}, {other.get(key)} in {run}"
-        for values, keys in (
-            (results, MUST_AGREE),
-            (configs, sorted({key for config in configs for key in config} - {*MAY_DIFFER})),
-        )
-        for first in values[:1]
-        for run, other in zip(runs[1:], values[1:], strict=True)
-        for key in keys
-        if first.get(key) != other.get(key)
-    ]
-    if problems:
-        raise UserError("These runs are not one configuration from several seeds:\n  " + "\n  ".join(problems))
+    first, *others = (_what_must_agree(run, result) for run, result in zip(runs, results, strict=True))
+    for run, other in zip(runs[1:], others, strict=True):
+        problems = [
+            f"{key}: {first.get(key)} in {runs[0]}, {other.get(key)} in {run}"
+            for key in sorted({*first, *other})
+            if first.get(key) != other.get(key)
+        ]
+        if problems:
+            raise UserError("These runs are not one configuration from several seeds:\n  " + "\n  ".join(problems))
     seeds = [result["seed"] for result in results]
     if len(set(seeds)) < len(seeds):
         raise UserError(f"The runs' seeds are {seeds}: the same seed gives the same run, and no spread.")
-    found = [dict(_metrics(result)) for result in results]
-    return [
-        Spread(*key, values, float(np.mean(values)), float(np.std(values, ddof=1)))
-        for key in found[0]
-        if all(key in other for other in found)
-        for values in [tuple(metrics[key] for metrics in found)]
-    ]
+    found = [_metrics(result) for result in results]
+    common = [key for key in found[0] if all(key in metrics for metrics in found)]
+    return [Spread(*key, tuple(metrics[key] for metrics in found)) for key in common]
 
 
 def text(spreads: Sequence[Spread], runs: Sequence[Path]) -> str:
@@ -105,7 +112,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _run(options: argparse.Namespace) -> None:
     spreads = over_seeds(options.runs, options.part)
-    print(json_text([vars(spread) for spread in spreads]).rstrip() if options.json else text(spreads, options.runs))
+    print(json_text([spread.to_json() for spread in spreads]).rstrip() if options.json else text(spreads, options.runs))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -114,25 +121,26 @@ def _read(path: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+def _what_must_agree(run: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted key: data and split of a run's results, and its configuration but for what may differ."""
+    config = _read(run / CONFIG)
+    return flat({key: config[key] for key in config if key not in MAY_DIFFER}) | {
+        key: results[key] for key in MUST_AGREE
+    }
 
 
-def _metrics(results: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], float]]:
+def _metrics(results: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     """By scorer and name; those that are not defined are left out."""
-    for scorer, entry in {"model": results, **results["baselines"]}.items():
-        for stage in entry:
-            if stage == "ranking":
-                groups = {f"{action} ": values for action, values in entry[stage].items()}
-            elif stage.startswith("retrieval"):
-                groups = {f"{stage} ": entry[stage]}
-            else:
-                continue
-            for prefix, values in groups.items():
-                for name, estimate in values.items():
-                    if isinstance(estimate, Mapping) and estimate["value"] is not None:
-                        yield (scorer, f"{prefix}{name}"), estimate["value"]
+    return {
+        (scorer, f"{group} {name}"): estimate["value"]
+        for scorer, entry in {"model": results, **results["baselines"]}.items()
+        for group, metrics in _groups(entry).items()
+        for name, estimate in metrics.items()
+        if isinstance(estimate, Mapping) and estimate["value"] is not None
+    }
+
+
+def _groups(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """A scorer's metrics of retrieval, of retrieval among sampled negatives, and of each action."""
+    retrieval = {stage: entry[stage] for stage in (RETRIEVAL, SAMPLED) if stage in entry}
+    return retrieval | entry.get("ranking", {})
