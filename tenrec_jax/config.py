@@ -116,6 +116,9 @@ class RankingConfig(Settings):
         unknown_rate: share of items and users made unknown while training.
         action_weights: weight of each action's loss, in the order of the log's actions; the rest is not used.
         pairwise_weight: weight of the loss on pairs of a user's events, which GAUC measures, beside the cross-entropy.
+        bias_start: what training starts the biases of users and items from: "rates", the smoothed rate of each, or "effects", a logistic
+            regression on both ids together (`evaluation.id_model`), which leaves to each what the other does not explain and shrinks
+            both as the training rows ask for.
         any_order: train on timelines in random order, for logs in which a user's order means little.
     """
 
@@ -126,6 +129,7 @@ class RankingConfig(Settings):
     unknown_rate: Share = 0.02
     action_weights: tuple[NonNegative, ...] = (1.0, 1.0, 1.0, 1.0)
     pairwise_weight: NonNegative = 0.0
+    bias_start: Literal["rates", "effects"] = "rates"
     any_order: bool = False
 
     def conflicts(self) -> Iterator[str]:

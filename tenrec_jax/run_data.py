@@ -13,12 +13,14 @@ from tenrec_jax.data.batches import (
     TrainVocabulary,
 )
 from tenrec_jax.data.interactions import Interactions, open_table
+from tenrec_jax.data.neighbours import neighbour_item_vectors
 from tenrec_jax.data.protocols import Part, Split, make_split
 from tenrec_jax.data.sampling import NegativeSampler, PopularItems, UniformItems
 from tenrec_jax.data.spectral import spectral_item_vectors
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.baselines import TrainCounts, item_rate, train_counts, user_rate
 from tenrec_jax.evaluation.evaluator import RankingEvaluator, RetrievalEvaluator
+from tenrec_jax.evaluation.id_model import id_effects
 from tenrec_jax.models.features import FeatureConfig, Vocabulary
 from tenrec_jax.models.hashing import HashedIds
 from tenrec_jax.models.ranker import Ranker, TimelineRanker
@@ -129,6 +131,7 @@ class RunData:
             raise UserError(
                 "This log holds clicks alone, so there is nothing to rank by: set config.ranking.enabled to False."
             )
+        user_rate_U1A, item_rate_N1A = self._start_rates(config.bias_start == "effects")
         return RankingTask(
             config.model,
             self.vocabulary,
@@ -136,8 +139,8 @@ class RunData:
             hashed=self.hashed(config.model.features),
             action_weights=config.action_weights[: len(actions)],
             pairwise_weight=config.pairwise_weight,
-            item_rate=np.stack([item_rate(self.counts, action) for action in actions], axis=1),
-            user_rate=np.stack([user_rate(self.counts, action) for action in actions], axis=1),
+            item_rate=item_rate_N1A,
+            user_rate=user_rate_U1A,
             item_start=self._item_start(config),
             evaluate=evaluate,
             ranker=ranker,
@@ -174,11 +177,26 @@ class RunData:
         batches = self._batches(config, part, stride=max(1, max_length // 2), seed=None, unknown_rate=0.0)
         return RankingEvaluator(batches, *self.table.labels_RA.shape)
 
+    def _start_rates(self, effects: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The rates [U + 1, A] and [N + 1, A] that biases start from; see `RankingConfig.bias_start`."""
+        table = self.table
+        if effects:
+            rows = self.split.rows(Part.TRAIN)
+            user_T, item_T, label_TA = table.user_R[rows], table.item_R[rows], table.labels_RA[rows]
+            size = {"users": table.num_users + 1, "items": table.num_items + 1}
+            pairs = [id_effects(user_T, item_T, label_T, **size).rates() for label_T in label_TA.T]
+        else:
+            pairs = [(user_rate(self.counts, action), item_rate(self.counts, action)) for action in table.actions]
+        by_user, by_item = zip(*pairs, strict=True)
+        return np.stack(by_user, axis=1), np.stack(by_item, axis=1)
+
     def _item_start(self, config: RetrievalConfig | RankingConfig) -> np.ndarray | None:
-        if config.model.features.item_start == "normal":
+        start = config.model.features.item_start
+        if start == "normal":
             return None
         rows, width = self.split.rows(Part.TRAIN), config.model.encoder.width
-        return spectral_item_vectors(self.table, rows, width, seed=self._config.seed)
+        vectors = spectral_item_vectors if start == "spectral" else neighbour_item_vectors
+        return vectors(self.table, rows, width, seed=self._config.seed)
 
     def _training_batches(
         self, stage: str, config: RetrievalConfig | RankingConfig, *, any_order: bool = False

@@ -16,10 +16,12 @@ from flax import nnx
 
 from tenrec_jax.config import RunConfig, default_config
 from tenrec_jax.data.ingest import ingest
+from tenrec_jax.data.neighbours import neighbour_item_vectors
 from tenrec_jax.data.protocols import Part
 from tenrec_jax.data.schema import KINDS
 from tenrec_jax.data.spectral import spectral_item_vectors
 from tenrec_jax.data.synthetic import write_twin
+from tenrec_jax.evaluation.id_model import id_effects
 from tenrec_jax.models.blocks import EncoderConfig
 from tenrec_jax.models.features import FeatureConfig
 from tenrec_jax.models.ranker import Ranker
@@ -364,9 +366,9 @@ def test_memory_is_that_of_the_fullest_device_where_devices_tell() -> None:
     assert peak_memory([Device(2**21), Device(2**22)]) == {"peak_device_memory_mib": 4.0}
 
 
-def spectral_config() -> RunConfig:
+def started_config(item_start: str) -> RunConfig:
     config = tiny_config()
-    features = dataclasses.replace(config.retrieval.model.features, item_start="spectral")
+    features = dataclasses.replace(config.retrieval.model.features, item_start=item_start)
     retrieval = dataclasses.replace(config.retrieval.model, features=features, item_bias=True)
     ranking = dataclasses.replace(config.ranking.model, features=features)
     return dataclasses.replace(
@@ -376,16 +378,39 @@ def spectral_config() -> RunConfig:
     )
 
 
+STARTS = {"spectral": spectral_item_vectors, "neighbours": neighbour_item_vectors}
+
+
+@pytest.mark.parametrize("item_start", STARTS)
 @pytest.mark.parametrize("stage", ["retrieval", "ranking"])
-def test_items_start_from_their_spectral_vectors(stage: str, many_users_folder: Path) -> None:
-    data = RunData(spectral_config(), many_users_folder, devices=1)
+def test_items_start_from_the_vectors_that_the_setting_names(
+    stage: str, item_start: str, many_users_folder: Path
+) -> None:
+    data = RunData(started_config(item_start), many_users_folder, devices=1)
     parameters = nnx.to_pure_dict(make_task(stage, data, []).init(jax.random.key(0)))
-    expected = spectral_item_vectors(data.table, data.split.rows(Part.TRAIN), 8, seed=0)
+    expected = STARTS[item_start](data.table, data.split.rows(Part.TRAIN), 8, seed=0)
     np.testing.assert_array_equal(parameters["items"]["id"]["embedding"], expected)
 
 
+def test_biases_start_from_the_effects_of_the_ids(many_users_folder: Path) -> None:
+    config = tiny_config()
+    config = dataclasses.replace(config, ranking=dataclasses.replace(config.ranking, bias_start="effects"))
+    data = RunData(config, many_users_folder, devices=1)
+    parameters = nnx.to_pure_dict(make_task("ranking", data, []).init(jax.random.key(0)))
+    table, rows = data.table, data.split.rows(Part.TRAIN)
+    click = id_effects(
+        table.user_R[rows],
+        table.item_R[rows],
+        table.labels_RA[rows, 0],
+        users=table.num_users + 1,
+        items=table.num_items + 1,
+    )
+    np.testing.assert_allclose(parameters["item_bias"]["embedding"][:, 0], click.intercept + click.item_N, atol=1e-5)
+    np.testing.assert_allclose(parameters["user_bias"]["embedding"][:, 0], click.user_U, atol=1e-5)
+
+
 def test_item_biases_start_in_the_order_and_ratios_of_popularity(many_users_folder: Path) -> None:
-    data = RunData(spectral_config(), many_users_folder, devices=1)
+    data = RunData(started_config("spectral"), many_users_folder, devices=1)
     bias_N = nnx.to_pure_dict(make_task("retrieval", data, []).init(jax.random.key(0)))["item_bias"]["embedding"][:, 0]
     train, table = data.split.rows(Part.TRAIN), data.table
     clicks_N = np.bincount(table.item_R[train], table.labels_RA[train, 0], table.num_items + 1)

@@ -51,7 +51,7 @@ class FeatureConfig:
     max_length: int = 512
     dropout: float = 0.0
     init_scale: float = 0.02
-    item_start: Literal["normal", "spectral"] = "normal"
+    item_start: Literal["normal", "spectral", "neighbours"] = "normal"
     item_table: TableConfig = field(default_factory=TableConfig)
     user_table: TableConfig = field(default_factory=TableConfig)
 

@@ -45,8 +45,9 @@ class FeatureConfig(Settings):
         max_length: events a timeline may hold; the size of the learned position table.
         dropout: rate on the tokens that go into the encoder, apart from the encoder's own.
         init_scale: standard deviation of the embeddings at initialisation.
-        item_start: what training starts the items' embeddings from: "normal" draws like the rest, or "spectral", vectors of length one of
-            which users meet which items (`data.spectral`), for logs too small to learn that from their labels.
+        item_start: what training starts the items' embeddings from: "normal" draws like the rest; "spectral", vectors of length one of
+            which users meet which items (`data.spectral`), for logs too small to learn that from their labels; or "neighbours", the same of
+            which items stand near which in the timelines (`data.neighbours`), for logs whose order tells a session's subject.
         item_table, user_table: how the ids become rows of the embedding tables.
     """
 
@@ -55,13 +56,13 @@ class FeatureConfig(Settings):
     max_length: Count = 512
     dropout: Share = 0.0
     init_scale: NonNegative = 0.02
-    item_start: Literal["normal", "spectral"] = "normal"
+    item_start: Literal["normal", "spectral", "neighbours"] = "normal"
     item_table: TableConfig = field(default_factory=TableConfig)
     user_table: TableConfig = field(default_factory=TableConfig)
 
     def conflicts(self) -> Iterator[str]:
-        if self.item_start == "spectral" and self.item_table.kind == "hashed":
-            yield "item_start 'spectral' needs an exact item_table: hashed rows are shared by items"
+        if self.item_start != "normal" and self.item_table.kind == "hashed":
+            yield f"item_start {self.item_start!r} needs an exact item_table: hashed rows are shared by items"
 
     def conflicts_with_width(self, width: int) -> Iterator[str]:
         """Why embeddings of this width cannot be made as the tables say."""
