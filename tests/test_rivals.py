@@ -41,8 +41,14 @@ def train() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(FOLDER)
         yield importlib.import_module("train")
-        for name in ("train", "layers", *SIZES):
-            sys.modules.pop(name)
+        for name in ("train", "tune", "layers", *SIZES):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def tune(train: Any) -> Any:
+    """The module of the command that tunes."""
+    return importlib.import_module("tune")
 
 
 def randomised(module: nnx.Module) -> nnx.Module:
@@ -60,8 +66,9 @@ def rivals(train: Any) -> dict[str, TimelineRanker]:
     config = default_config().ranking.model
     config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, width=8))
     made = {}
-    for name, (kind, settings) in train.RIVALS.items():
-        made[name] = randomised(kind(config, VOCABULARY, settings(**SIZES[name]), rngs=nnx.Rngs(0)))
+    for name, sizes in SIZES.items():
+        kind, settings = train.MODELS[name]
+        made[name] = randomised(kind(config, VOCABULARY, settings(**sizes), rngs=nnx.Rngs(0)))
     return made
 
 
@@ -271,7 +278,7 @@ def test_the_command_says_what_it_cannot_do(
 
     assert "holds no run that has finished its stage evaluate" in refused(at=tmp_path / "none")
     Pipeline(tiny(), tmp_path / "young").run(["data"])
-    assert "finished its stage validate" in refused("--validate_only", at=tmp_path / "young")
+    assert "finished its stage evaluate" in refused(at=tmp_path / "young")
     assert "config.data.protocol is the run's" in refused("--config.data.protocol=leave_one_out")
     assert "has no ranker" in refused("--config.ranking.enabled=false")
     assert "Did you mean config.ranking.train.epochs?" in refused("--config.ranking.train.epoch=3")
@@ -281,6 +288,58 @@ def test_the_command_says_what_it_cannot_do(
     assert "is not empty, and holds no rival" in refused()
     with pytest.raises(SystemExit, match="2"):
         train.main(["--run", str(run), "--model", "din", "--out", str(tmp_path), "--epochs=3"])
+
+
+def test_all_models_are_tuned_by_the_same_grid(tune: Any, tmp_path: Path) -> None:
+    settings = {
+        model: [trial.settings for trial in tune.trials_of(model, tmp_path, ("--config.ranking.train.epochs=3",))]
+        for model in (*SIZES, "fastformer")
+    }
+    (grid,) = set(map(tuple, settings.values()))
+    assert len(set(grid)) == np.prod([len(values) for _, values in tune.GRID])
+    assert all(trial[0] == "--config.ranking.train.epochs=3" for trial in grid)
+
+
+def test_the_table_of_trials_has_the_best_of_each_model_first(tune: Any, tmp_path: Path) -> None:
+    trials = [*tune.trials_of("din", tmp_path, ()), *tune.trials_of("gru", tmp_path, ())]
+    for number, trial in enumerate(trials):
+        value = 0.5 + 0.01 * (number % 3)
+        click = {name: {"value": value, "low": value - 0.1, "high": value + 0.1} for name in ("auc", "gauc")}
+        (trial.out / "eval").mkdir(parents=True)
+        (trial.out / "eval" / "val.json").write_text(json.dumps({"ranking": {"click": click}}))
+    names = [line.split()[0] for line in tune.table(trials).splitlines()[1:]]
+    assert names == ["din-2", "din-1", "din-0", "din-3", "gru-1", "gru-0", "gru-3", "gru-2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--models", "din,dien"], "dien is no model"),
+        (["--parallel", "0"], "--parallel is 0"),
+        (["--epochs=3"], "'--epochs=3' is neither a flag nor --config.KEY=VALUE"),
+    ],
+)
+def test_tuning_says_what_it_cannot_do(
+    changes: list[str], message: str, tune: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        tune.main(["--run", str(tmp_path), "--out", str(tmp_path / "out"), *changes])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_tuning_goes_on_where_it_was_and_tells_what_failed(
+    tune: Any, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["--run", str(run), "--out", str(tmp_path), "--models", "fastformer", "--parallel", "2"]
+    assert tune.main(command) == 0
+    printed = capsys.readouterr().out
+    assert [line.split("-")[0] for line in printed.splitlines()[1:]] == ["fastformer"] * 4
+    assert not list(tmp_path.glob("*/eval/test*"))
+    assert tune.main(command) == 0
+    assert capsys.readouterr().out == printed
+    assert tune.main([*command, "--config.ranking.train.epoch=3"]) == 1
+    assert "fastformer-0 failed" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Train a rival of the ranker on the log, split and seed of a finished run, and evaluate it on the same rows.
+"""Train a rival of the ranker on the log, split and seed of a run, and evaluate it on the same rows.
 
     python experiments/baselines/train.py --run runs/quickstart --model din --out runs/din
     python experiments/baselines/train.py --run runs/quickstart --model gru --out runs/gru --validate_only \\
@@ -6,8 +6,9 @@
     tenrec-jax compare runs/quickstart runs/din
 
 Training, batches, choice of the epoch and evaluation are those of the run's ranker, as the run's config.json has them. Any setting of the
-ranking stage, and the seed, can be overridden; --settings.NAME=VALUE are the rival's own. With --validate_only the test part is not read:
-tune on `tenrec-jax compare RUN OUT --part validation`, and leave the flag out at the end. The same command again resumes.
+ranking stage, and the seed, can be overridden; --settings.NAME=VALUE are the rival's own. With --validate_only the test part is not read,
+and the run need not have done more than its stage data: tune on `tenrec-jax compare RUN OUT --part validation`, or by `tune.py`, and leave
+the flag out at the end. The model "fastformer" is the run's own ranker, to be tuned in the same way. The same command again resumes.
 """
 
 import argparse
@@ -15,7 +16,8 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,15 +38,33 @@ from tenrec_jax.evaluation.results import scorer_results
 from tenrec_jax.evaluation.scorers import MODEL, Scorer
 from tenrec_jax.evaluation.tables import aligned, interval
 from tenrec_jax.files import locked, read_json, write_json
+from tenrec_jax.models.features import Vocabulary
+from tenrec_jax.models.ranker import Ranker, RankerConfig, TimelineRanker
 from tenrec_jax.pipeline import selected_ranking_task
 from tenrec_jax.run_data import RunData
+from tenrec_jax.settings import Settings
 from tenrec_jax.sweep.record import with_settings
 from tenrec_jax.training.parallel import DataParallel
 from tenrec_jax.training.stopping import Stopped, Stopping
 from tenrec_jax.training.tasks import RankingTask
 from tenrec_jax.training.trainer import fit
 
-RIVALS: dict[str, tuple[type, type]] = {
+
+@dataclass(frozen=True)
+class FastformerConfig(Settings):
+    """The ranker has no settings of its own here: config.ranking.model says all."""
+
+
+def fastformer(
+    config: RankerConfig, vocabulary: Vocabulary, settings: FastformerConfig, *, rngs: nnx.Rngs
+) -> TimelineRanker:
+    """The run's ranker, made in the way of its rivals."""
+    del settings
+    return Ranker(config, vocabulary, rngs=rngs)
+
+
+MODELS: dict[str, tuple[Callable[..., TimelineRanker], type]] = {
+    "fastformer": (fastformer, FastformerConfig),
     "din": (Din, DinConfig),
     "dcn_v2": (DcnV2, DcnV2Config),
     "gru": (Gru, GruConfig),
@@ -111,8 +131,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--run", type=Path, required=True, help="workdir of a finished run that has a ranker")
-    parser.add_argument("--model", choices=tuple(RIVALS), required=True, help="the rival")
+    parser.add_argument("--run", type=Path, required=True, help="workdir of a run, which says what is trained on what")
+    parser.add_argument("--model", choices=tuple(MODELS), required=True, help="the rival")
     parser.add_argument("--out", type=Path, required=True, help="the rival's own workdir, made if absent")
     parser.add_argument("--validate_only", action="store_true", help="leave the test part unread")
     return parser
@@ -142,11 +162,11 @@ def _job(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Job:
             else's.
     """
     parts = (Part.VALIDATION,) if options.validate_only else (Part.VALIDATION, Part.TEST)
-    needed = "validate" if options.validate_only else "evaluate"
+    needed = "data" if options.validate_only else "evaluate"
     file = options.run / provenance.CONFIG
     if not file.exists() or needed not in stages.read(options.run):
         raise UserError(
-            f"{options.run} holds no run that has finished its stage {needed}: run its command first, to its end."
+            f"{options.run} holds no run that has finished its stage {needed}: run its command first, at least to that stage."
         )
     changed = {key.removeprefix("config."): value for key, value in overrides.items() if key.startswith("config.")}
     fixed = [key for key in changed if not key.startswith(OVERRIDABLE)]
@@ -158,7 +178,7 @@ def _job(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Job:
     if not config.ranking.enabled:
         raise UserError(f"{options.run} has no ranker (config.ranking.enabled is False), so there is nothing to rival.")
     own = {key.removeprefix("settings."): value for key, value in overrides.items() if key.startswith("settings.")}
-    settings = from_mapping(own, RIVALS[options.model][1], "settings")
+    settings = from_mapping(own, MODELS[options.model][1], "settings")
     job = Job(options.run, options.out, options.model, settings, config, parts)
     _refuse_other(job)
     return job
@@ -184,7 +204,7 @@ def _work(job: Job, stopping: Stopping) -> None:
     write_json(job.out / FILE, job.description())
     parallel = DataParallel()
     data = RunData(job.config, job.run / "table", parallel.size)
-    task = selected_ranking_task(data, partial(RIVALS[job.model][0], settings=job.settings))
+    task = selected_ranking_task(data, partial(MODELS[job.model][0], settings=job.settings))
     result = fit(
         task,
         job.config.ranking.train,
