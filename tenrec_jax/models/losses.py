@@ -29,8 +29,8 @@ def sampled_softmax(
     Accidental hits, negatives equal to the positive, are masked. With every item as a negative once and log Q = 0 it is the full softmax.
 
     Label smoothing (Szegedy et al., 2016) takes a share e of the target away from the positive and spreads it evenly over all items, so
-    that no score is driven to infinity: the loss becomes log Z - (1 - e) s_pos - e mean_j s_j, with the mean over all items estimated from
-    the positive and the negatives, each of these weighted by 1 / Q_j.
+    that no score is driven to infinity: the loss becomes log Z - (1 - e) s_pos - e mean_j s_j. The mean over all items is that over the
+    negatives, accidental hits among them, weighted by 1 / Q_j: the score of their mean vector.
 
     Args:
         query_PD: P queries. positive_PD, positive_id_P: vector and id of the item that each should find.
@@ -40,15 +40,13 @@ def sampled_softmax(
         label_smoothing: e.
     """
     score_P = (query_PD * positive_PD).sum(-1)
-    score_PN = query_PD @ negative_ND.T
-    other_PN = positive_id_P[:, None] != negative_id_N
-    corrected_PN = jnp.where(other_PN, score_PN - log_expected_count_N, -jnp.inf)
-    partition_P = jnp.logaddexp(score_P, jax.nn.logsumexp(corrected_PN, axis=-1))
+    score_PN = query_PD @ negative_ND.T - log_expected_count_N
+    score_PN = jnp.where(positive_id_P[:, None] == negative_id_N, -jnp.inf, score_PN)
+    partition_P = jnp.logaddexp(score_P, jax.nn.logsumexp(score_PN, axis=-1))
     target_P = score_P
     if label_smoothing:
-        weight_PN = jnp.where(other_PN, jnp.exp(-log_expected_count_N), 0.0)
-        mean_P = (score_P + (weight_PN * score_PN).sum(-1)) / (1.0 + weight_PN.sum(-1))
-        target_P = (1.0 - label_smoothing) * score_P + label_smoothing * mean_P
+        mean_D = jnp.average(negative_ND, axis=0, weights=jnp.exp(-log_expected_count_N))
+        target_P = (1.0 - label_smoothing) * score_P + label_smoothing * (query_PD @ mean_D)
     return jnp.where(where_P, partition_P - target_P, 0.0).sum()
 
 
