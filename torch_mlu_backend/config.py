@@ -64,6 +64,7 @@ class EncoderConfig:
         num_layers, width, num_heads: L, D and H; D is a multiple of H.
         hidden, activation, feed_forward: the feed-forward layer's width, activation, and whether there is one.
         normalize: L2-normalise the pooled query and key per head; of additive attention alone.
+        pool_residual: add the pooled key to the output, beside its product with the value; of additive attention alone.
         recency_bias: add `rate_h * position` to the attention's logits.
         dropout: rate inside the encoder, in training mode alone.
         attention: "additive" or "softmax".
@@ -77,6 +78,7 @@ class EncoderConfig:
     hidden: int
     activation: Literal["gelu", "relu", "swiglu"] = "gelu"
     normalize: bool = True
+    pool_residual: bool = False
     recency_bias: bool = False
     dropout: float = 0.0
     remat: str = "none"
