@@ -71,7 +71,7 @@ def test_both_stages_compute_what_flax_computes_in_all_modes(
 ) -> None:  # fmt: skip
     random, (heads, head_width) = np.random.default_rng(seed), shape
     encoder = EncoderConfig(layers, heads * head_width, heads, hidden=12, **options)
-    features = {"positions": positions, "user_id": user_id}
+    features = {"positions": positions, "user_id": user_id, "actions": seed % 4 > 0}
     ranking = mirrors.ranker_description(encoder, head, **features)
     packed = mirrors.random_timeline(random, 3, slots, users=3)
     profile = mirrors.random_profile(random, 3)

@@ -40,6 +40,7 @@ class FeatureConfig:
 
     Attributes:
         user_id: embed the user's id.
+        actions: embed what the user did at an event.
         positions: what is added for an event's place in the timeline.
         max_length: events a timeline may hold; the size of the learned position table.
         dropout: rate on the tokens that go into the encoder, in training mode alone.
@@ -47,6 +48,7 @@ class FeatureConfig:
     """
 
     user_id: bool = True
+    actions: bool = True
     positions: Literal["none", "learned", "sinusoidal"] = "none"
     max_length: int = 512
     dropout: float = 0.0

@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     stage.model.temperature = 0.1
     stage.model.features.max_length = 50
     stage.model.features.user_id = False
+    stage.model.features.actions = False
     stage.model.features.dropout = 0.65
     stage.model.encoder.num_layers = 1
     stage.model.encoder.width = 256
@@ -41,7 +42,8 @@ def get_config() -> ConfigDict:
     stage.label_smoothing = 0.2
     stage.unknown_rate = 0.0
     stage.selection_users = 0
-    stage.train.epochs = 40
+    stage.train.epochs = 45
+    stage.train.evaluate_every = 3
     stage.train.patience = 2
     stage.train.average_decay = 0.995
     stage.train.optimizer.learning_rate = 3e-3
