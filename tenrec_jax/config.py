@@ -88,9 +88,12 @@ class RetrievalConfig(Settings):
     Attributes:
         model, train: see their classes.
         events_per_batch: events in a batch, padding counted.
+        loss: "sampled_softmax", against in-batch negatives and further draws, or "softmax", against every item that training knows: it
+            learns more from an epoch, and a step's cost grows with the catalogue. The next three are of the sampled one alone.
         negatives: draws a step, beside the in-batch negatives.
         negative_popularity: exponent of the items' training clicks by which they are drawn; 0 is uniform over the catalogue.
         log_q: correct scores for the sampling probabilities.
+        label_smoothing: share of the target that is taken from the clicked item and spread evenly over all items.
         unknown_rate: share of items and users made unknown while training.
         selection_users: validation users on which the best epoch is chosen; 0 takes all.
     """
@@ -98,9 +101,11 @@ class RetrievalConfig(Settings):
     model: TwoTowerConfig
     train: TrainConfig
     events_per_batch: Count = 4096
+    loss: Literal["sampled_softmax", "softmax"] = "sampled_softmax"
     negatives: Natural = 512
     negative_popularity: NonNegative = 0.0
     log_q: bool = True
+    label_smoothing: Share = 0.0
     unknown_rate: Share = 0.01
     selection_users: Natural = 5000
 

@@ -23,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from tenrec_jax import artifact, provenance, stages
@@ -345,6 +346,8 @@ def _environment(parallel: DataParallel) -> dict[str, Any]:
         "devices": [f"{device.platform}:{device.device_kind}" for device in parallel.devices],
         "processes": parallel.process_count,
         "parallel": parallel.how,
+        # GPUs round the factors of float32 products unless told otherwise.
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",  # type: ignore[attr-defined]
         "command": sys.argv,
         "code": provenance.code(),
     }

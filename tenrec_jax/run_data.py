@@ -15,7 +15,7 @@ from tenrec_jax.data.batches import (
 from tenrec_jax.data.interactions import Interactions, open_table
 from tenrec_jax.data.neighbours import neighbour_item_vectors
 from tenrec_jax.data.protocols import Part, Split, make_split
-from tenrec_jax.data.sampling import NegativeSampler, PopularItems, UniformItems
+from tenrec_jax.data.sampling import NegativeSampler, PopularItems, UniformItems, WholeCatalogue
 from tenrec_jax.data.spectral import spectral_item_vectors
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.baselines import TrainCounts, item_rate, train_counts, user_rate
@@ -105,20 +105,27 @@ class RunData:
             raise UserError(
                 "The training rows hold no click, so there is nothing to retrieve. Check the log and the protocol."
             )
-        alpha = config.negative_popularity
-        items = PopularItems(clicks_N1, alpha) if alpha else UniformItems.of_catalogue(self.trained)
         return RetrievalTask(
             config.model,
             self.vocabulary,
             batches=self._training_batches("retrieval", config),
-            negatives=NegativeSampler(items, config.negatives, self._config.seed),
+            negatives=self._negatives(clicks_N1),
             in_batch=PopularItems(clicks_N1, 1.0),
             category=table.items.category,
             hashed=self.hashed(config.model.features),
             log_q=config.log_q,
+            label_smoothing=config.label_smoothing,
             item_start=self._item_start(config),
             evaluate=evaluate,
         )
+
+    def _negatives(self, clicks_N1: np.ndarray) -> NegativeSampler | WholeCatalogue:
+        config = self._config.retrieval
+        if config.loss == "softmax":
+            return WholeCatalogue(UniformItems.of_trained(self.trained))
+        alpha = config.negative_popularity
+        items = PopularItems(clicks_N1, alpha) if alpha else UniformItems.of_catalogue(self.trained)
+        return NegativeSampler(items, config.negatives, self._config.seed)
 
     def ranking_task(self, evaluate: Evaluate, ranker: Callable[..., TimelineRanker] = Ranker) -> RankingTask:
         """The ranking stage's training task; `ranker` makes the model, with the arguments of `Ranker`.

@@ -8,7 +8,7 @@ import numpy as np
 
 from tenrec_jax.config import RankingConfig, RetrievalConfig, RunConfig
 from tenrec_jax.data.batches import TimelineBatch
-from tenrec_jax.data.sampling import NegativeSampler, UniformItems
+from tenrec_jax.data.sampling import NegativeSampler, UniformItems, WholeCatalogue
 from tenrec_jax.models.blocks import NO_REMATERIALISATION
 from tenrec_jax.models.features import Vocabulary
 from tenrec_jax.models.hashing import HashedIds
@@ -127,13 +127,15 @@ def _task(config: StageConfig, vocabulary: Vocabulary, batches: ExampleBatches) 
     common: dict[str, Any] = {"batches": batches, "hashed": hashed, "item_start": None, "evaluate": evaluate}
     if isinstance(config, RetrievalConfig):
         items = UniformItems(np.arange(vocabulary.items, dtype=np.int32), vocabulary.items)
+        whole = config.loss == "softmax"
         return RetrievalTask(
             config.model,
             vocabulary,
-            negatives=NegativeSampler(items, config.negatives, seed=0),
+            negatives=WholeCatalogue(items) if whole else NegativeSampler(items, config.negatives, seed=0),
             in_batch=items,
             category=np.zeros(vocabulary.items, np.int32),
             log_q=config.log_q,
+            label_smoothing=config.label_smoothing,
             **common,
         )
     return RankingTask(

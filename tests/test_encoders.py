@@ -17,7 +17,7 @@ CONFIG = EncoderConfig(num_layers=2, width=16, num_heads=2, hidden=24, recency_b
 OPTIONS = {
     "additive": {},
     "additive, post-norm, SwiGLU, no recency bias": {"pre_norm": False, "activation": "swiglu", "recency_bias": False},
-    "additive, no feed-forward": {"feed_forward": False},
+    "additive, pool residual, no feed-forward": {"pool_residual": True, "feed_forward": False},
     "softmax": {"attention": "softmax"},
     "softmax, post-norm, ReLU, no recency bias": {
         "attention": "softmax",

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from tenrec_jax.models.blocks import EncoderConfig, Places, places_of
-from tenrec_jax.models.fastformer import FastformerEncoder
+from tenrec_jax.models.fastformer import AdditiveAttention, FastformerEncoder
 
 CONFIG = EncoderConfig(num_layers=3, width=16, num_heads=2, hidden=24, recency_bias=True)
 
@@ -42,6 +42,35 @@ def test_timeline_at_every_t_equals_isolated_with_the_events_before_t(length: in
     for t in range(length):
         alone = isolated(prefix_mask(2, length, t + 1), target[:, t : t + 1])
         np.testing.assert_allclose(alone[:, 0], timeline[:, t], atol=1e-5)
+
+
+@pytest.mark.parametrize("pool_residual", [False, True])
+def test_attention_to_a_context_equals_its_equations_written_out(pool_residual: bool) -> None:
+    config = dataclasses.replace(CONFIG, pool_residual=pool_residual)
+    attention, x = AdditiveAttention(config, rngs=nnx.Rngs(0)), tokens(1, batch=1)
+    got = jax.jit(lambda x: attention.context(x, one_context(1, 9))[0])(x)[0]
+
+    def linear(name: str) -> np.ndarray:
+        layer = getattr(attention, name)
+        return np.asarray(x[0], np.float64) @ np.asarray(layer.kernel[...], np.float64) + np.asarray(layer.bias[...])
+
+    query, key, value = (linear(name).reshape(9, 2, 8) for name in ("query", "key", "value"))
+    recency = np.arange(9)[:, None] * np.asarray(attention.recency_rate[...], np.float64)
+    mixed = np.zeros((9, 2, 8))
+    for t in range(9):
+
+        def pool(logit: np.ndarray, values: np.ndarray, seen: int = t + 1) -> np.ndarray:
+            weight = np.exp((logit + recency)[:seen])
+            return (weight[..., None] * values[:seen]).sum(0) / weight.sum(0)[:, None]
+
+        pooled_query, pooled_key = pool(linear("query_weight"), query), pool(linear("key_weight"), key)
+        pooled_query /= np.linalg.norm(pooled_query, axis=-1, keepdims=True)
+        product = pooled_query * pooled_key
+        mixed[t] = value[t] * product / np.linalg.norm(product, axis=-1, keepdims=True) + query[t]
+        mixed[t] += pooled_key * pool_residual
+    out = attention.out_proj
+    expected = mixed.reshape(9, 16) @ np.asarray(out.kernel[...], np.float64) + np.asarray(out.bias[...])
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_score_does_not_depend_on_other_candidates() -> None:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from sklearn.metrics import log_loss
 
@@ -60,4 +61,26 @@ def test_accidental_hits_are_masked() -> None:
     loss = sampled_softmax(
         query, vector[:1], jnp.array([7]), vector, jnp.array([7, 7, 8]), jnp.zeros(3), jnp.array([True])
     )
+    assert float(loss) == pytest.approx(np.log(2.0))
+
+
+def test_smoothed_labels_of_the_full_softmax_are_optax_s_whatever_the_negatives_repeat() -> None:
+    random = np.random.default_rng(3)
+    query, item = random.normal(size=(6, 4)).astype(np.float32), random.normal(size=(9, 4)).astype(np.float32)
+    positive, times = np.array([0, 3, 3, 8, 5, 1]), random.integers(1, 4, 9)
+    negative = np.repeat(np.arange(9), times)
+    got = sampled_softmax(
+        jnp.asarray(query), jnp.asarray(item[positive]), jnp.asarray(positive), jnp.asarray(item[negative]), jnp.asarray(negative),
+        jnp.log(jnp.asarray(times, jnp.float32))[negative], jnp.ones(6, bool), label_smoothing=0.2,
+    )  # fmt: skip
+    labels = optax.smooth_labels(jax.nn.one_hot(positive, 9), 0.2)
+    assert float(got) == pytest.approx(float(optax.softmax_cross_entropy(query @ item.T, labels).sum()), rel=1e-5)
+
+
+def test_smoothed_labels_never_meet_the_infinite_correction_of_what_is_no_negative() -> None:
+    query, vector = jnp.ones((1, 2)), jnp.ones((3, 2))
+    loss = sampled_softmax(
+        query, vector[:1], jnp.array([7]), vector, jnp.array([7, 8, 9]), jnp.array([0.0, 0.0, jnp.inf]), jnp.array([True]),
+        label_smoothing=0.5,
+    )  # fmt: skip
     assert float(loss) == pytest.approx(np.log(2.0))

@@ -95,6 +95,14 @@ def test_a_run_leaves_the_promised_files(workdir: Path) -> None:
         assert any((workdir / folder).iterdir()), folder
 
 
+def test_a_run_tells_the_precision_of_its_products(tmp_path: Path) -> None:
+    for precision in (None, "float32"):
+        folder = tmp_path / str(precision)
+        with jax.default_matmul_precision(precision):
+            Pipeline(tiny_config(), folder).run(())
+        assert json.loads((folder / "env.json").read_text())["matmul_precision"] == (precision or "default")
+
+
 def test_test_results_have_the_promised_keys(workdir: Path) -> None:
     results = json.loads((workdir / "eval" / "test.json").read_text())
     assert results["protocol"] == "per_user_order"

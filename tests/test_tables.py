@@ -78,7 +78,8 @@ class DenseReference:
                 square = self.square[row] / (1 - config.b2**self.steps)
                 move[row] = self.mean[row] / (1 - config.b1**self.steps) / (np.sqrt(square) + config.eps)
         self.table = (1 - rate * config.weight_decay) * self.table - rate * move
-        self.average = average_decay * self.average + (1 - average_decay) * self.table
+        decay = min(average_decay, self.steps / (self.steps + 9))
+        self.average = decay * self.average + (1 - decay) * self.table
 
 
 @pytest.mark.parametrize("config", KINDS)

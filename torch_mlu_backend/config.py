@@ -40,6 +40,7 @@ class FeatureConfig:
 
     Attributes:
         user_id: embed the user's id.
+        actions: embed what the user did at an event.
         positions: what is added for an event's place in the timeline.
         max_length: events a timeline may hold; the size of the learned position table.
         dropout: rate on the tokens that go into the encoder, in training mode alone.
@@ -47,6 +48,7 @@ class FeatureConfig:
     """
 
     user_id: bool = True
+    actions: bool = True
     positions: Literal["none", "learned", "sinusoidal"] = "none"
     max_length: int = 512
     dropout: float = 0.0
@@ -64,6 +66,7 @@ class EncoderConfig:
         num_layers, width, num_heads: L, D and H; D is a multiple of H.
         hidden, activation, feed_forward: the feed-forward layer's width, activation, and whether there is one.
         normalize: L2-normalise the pooled query and key per head; of additive attention alone.
+        pool_residual: add the pooled key to the output, beside its product with the value; of additive attention alone.
         recency_bias: add `rate_h * position` to the attention's logits.
         dropout: rate inside the encoder, in training mode alone.
         attention: "additive" or "softmax".
@@ -77,6 +80,7 @@ class EncoderConfig:
     hidden: int
     activation: Literal["gelu", "relu", "swiglu"] = "gelu"
     normalize: bool = True
+    pool_residual: bool = False
     recency_bias: bool = False
     dropout: float = 0.0
     remat: str = "none"

@@ -95,6 +95,21 @@ class NegativeSampler:
         return self.items.draw(np.random.default_rng((self.seed, step, 2)), (self.count,))
 
 
+@dataclass(frozen=True, eq=False)
+class WholeCatalogue:
+    """No draw but every item, once a step: with these as negatives a sampled softmax is the full one.
+
+    Attributes:
+        items: whose items are taken.
+    """
+
+    items: UniformItems
+
+    def draw(self, _: int) -> np.ndarray:
+        """Item ids [N], int32."""
+        return self.items.choices
+
+
 class UserPositives:
     """The items that each user clicked in training rows; exact.
 

@@ -42,6 +42,7 @@ class EncoderConfig(Settings):
         activation: of the feed-forward layer: "gelu" (exact, erf form), "relu", or "swiglu", `down(silu(gate(x)) * up(x))` (Shazeer,
             2020, arXiv:2002.05202), which has three matrices: two thirds of the `hidden` give it the size of the others.
         normalize: L2-normalise the pooled query and key per head; of additive attention alone.
+        pool_residual: add the pooled key to the output, beside its product with the value; of additive attention alone.
         recency_bias: add `rate_h * position` to the attention's logits, with one learned rate per head. The common factor cancels in a
             softmax, so this is an exponential decay of older events: linear for additive attention, the bias of ALiBi for softmax.
         dropout: rate on the outputs of attention and feed-forward and on its hidden layer.
@@ -62,6 +63,7 @@ class EncoderConfig(Settings):
     hidden: Count
     activation: Literal["gelu", "relu", "swiglu"] = "gelu"
     normalize: bool = True
+    pool_residual: bool = False
     recency_bias: bool = False
     dropout: Share = 0.0
     remat: str = NO_REMATERIALISATION

@@ -2,8 +2,9 @@
 
 Per head, tokens give pooling logits `a_i, b_i` and projections `Q_i, K_i, V_i`. With `pool_P` the softmax pool over a set P of tokens,
 
-    q = pool_P(a, Q),   k = q * pool_P(b, K),   out_i = W_o(V_i * k + Q_i).
+    q = pool_P(a, Q),   p = pool_P(b, K),   k = q * p,   out_i = W_o(V_i * k + Q_i),
 
+and with `pool_residual` W_o(V_i * k + Q_i + p): what the tokens share then reaches the output as it is, not as a factor of V_i alone.
 The encoder's modes (`blocks`) differ only in the set P. What a context leaves behind is one pool of queries and keys per layer, of
 constant size. Beside those modes there is `joint`, in which every token pools over every token: a score then depends on the other
 candidates (parity with other systems alone).
@@ -35,6 +36,7 @@ class AdditiveAttention(nnx.Module):
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
         width, heads, dtype = config.width, config.num_heads, jnp.dtype(config.dtype)
         self.width, self.heads, self.normalize, self.recency_bias = width, heads, config.normalize, config.recency_bias
+        self.pool_residual = config.pool_residual
         self.query = Linear(width, width, dtype=dtype, rngs=rngs)
         self.key = Linear(width, width, dtype=dtype, rngs=rngs)
         self.value = Linear(width, width, dtype=dtype, rngs=rngs)
@@ -59,10 +61,9 @@ class AdditiveAttention(nnx.Module):
             pooled_BHE = jnp.einsum("bhd,dhe->bhe", pooled_BGD[:, heads], kernel_DHE)
             return pooled_BHE + total_BG[:, heads, None] * split_heads(layer.bias[...], self.heads)
 
-        query_BHE = self._normalized(project(self.query, slice(None, self.heads)))
-        key_BHE = self._normalized(query_BHE * project(self.key, slice(self.heads, None)))
+        query_BHE, key_BHE = project(self.query, slice(None, self.heads)), project(self.key, slice(self.heads, None))
         value_BTHE, query_BTHE = split_heads(value_BTD, self.heads), split_heads(query_BTD, self.heads)
-        return jnp.clip(self._output(value_BTHE, key_BHE[:, None], query_BTHE), -100.0, 100.0)
+        return jnp.clip(self._output(value_BTHE, query_BTHE, query_BHE[:, None], key_BHE[:, None]), -100.0, 100.0)
 
     def start(self, shape: tuple[int, ...]) -> Pool:
         """See `blocks.Attention`, here and below."""
@@ -86,12 +87,12 @@ class AdditiveAttention(nnx.Module):
         query_and_key_BTGE, value_BTHE = self._heads(x_BTD)
         logit_BTG = jnp.where(places.mask[..., None], self._logits(x_BTD, places.position), MASKED)
         pools = prefix_pools(logit_BTG, query_and_key_BTGE.astype(jnp.float32), start, places.segment)
-        return self._output(value_BTHE, self._global_key(pools), query_and_key_BTGE[..., : self.heads, :]), pools
+        return self._over(pools, value_BTHE, query_and_key_BTGE[..., : self.heads, :]), pools
 
     def _over_pool_and_self(self, x: Array, position: Array, pool: Pool) -> Array:
         query_and_key, value = self._heads(x)
         own = token_pool(self._logits(x, position), query_and_key.astype(jnp.float32))
-        return self._output(value, self._global_key(merge(pool, own)), query_and_key[..., : self.heads, :])
+        return self._over(merge(pool, own), value, query_and_key[..., : self.heads, :])
 
     def _heads(self, x: Array) -> tuple[Array, Array]:
         """Queries and, after them, keys [..., 2H, E], and values [..., H, E]. Pools sum the former in float32."""
@@ -106,12 +107,13 @@ class AdditiveAttention(nnx.Module):
     def _normalized(self, x: Array) -> Array:
         return l2_normalize(x) if self.normalize else x
 
-    def _global_key(self, pools: Pool) -> Array:
-        query, key = jnp.split(pools.mean(), 2, axis=-2)
-        return self._normalized(self._normalized(query) * key)
+    def _over(self, pools: Pool, value: Array, query: Array) -> Array:
+        return self._output(value, query, *jnp.split(pools.mean(), 2, axis=-2))
 
-    def _output(self, value: Array, key: Array, query: Array) -> Array:
-        mixed = value * key + query
+    def _output(self, value: Array, query: Array, pooled_query: Array, pooled_key: Array) -> Array:
+        mixed = value * self._normalized(self._normalized(pooled_query) * pooled_key) + query
+        if self.pool_residual:
+            mixed = mixed + pooled_key
         return self.out_proj(mixed.reshape(*mixed.shape[:-2], -1))
 
 

@@ -40,6 +40,7 @@ class FeatureConfig(Settings):
 
     Attributes:
         user_id: embed the user's id; off where a user is nothing but their history.
+        actions: embed what the user did at an event; off where all events are the same, as in a log of clicks alone.
         positions: what is added for an event's place in the timeline: "learned" embeddings, "sinusoidal" ones (see `SinusoidalPositions`),
             which no length bounds, or "none", which leaves order to the recency bias.
         max_length: events a timeline may hold; the size of the learned position table.
@@ -52,6 +53,7 @@ class FeatureConfig(Settings):
     """
 
     user_id: bool = True
+    actions: bool = True
     positions: Literal["none", "learned", "sinusoidal"] = "none"
     max_length: Count = 512
     dropout: Share = 0.0
@@ -103,16 +105,21 @@ class UserFeatures(nnx.Module):
 
 
 class ItemFeatures(nnx.Module):
-    """Item vector: sum of the embeddings of id and category. One table serves the history, the candidates and the item tower."""
+    """Item vector: sum of the embeddings of id and, in a log with categories, category.
+
+    One table serves the history, the candidates and the item tower.
+    """
 
     def __init__(self, vocabulary: Vocabulary, config: FeatureConfig, width: int, *, rngs: nnx.Rngs) -> None:
         init = nnx.initializers.normal(config.init_scale)
         self.id = id_embedding(config.item_table, vocabulary.items, width, config.init_scale, rngs)
-        self.category = nnx.Embed(vocabulary.categories, width, embedding_init=init, rngs=rngs)
+        # What all items share would only blur what tells them apart.
+        has_categories = vocabulary.categories > 1
+        self.category = nnx.Embed(vocabulary.categories, width, embedding_init=init, rngs=rngs) if has_categories else None
 
     def __call__(self, item: Array, category: Array) -> Array:
         """Integer arrays of one shape [...] to vectors [..., D]."""
-        return self.id(item) + self.category(category)
+        return self.id(item) if self.category is None else self.id(item) + self.category(category)
 
 
 def id_embedding(
@@ -154,14 +161,15 @@ class EventFeatures(nnx.Module):
 
     def __init__(self, vocabulary: Vocabulary, config: FeatureConfig, width: int, *, rngs: nnx.Rngs) -> None:
         init = nnx.initializers.normal(config.init_scale)
-        self.action = nnx.Linear(vocabulary.actions, width, kernel_init=init, rngs=rngs)
+        self.action = nnx.Linear(vocabulary.actions, width, kernel_init=init, rngs=rngs) if config.actions else None
         self.target = nnx.Param(init(rngs.params(), (width,), jnp.float32))
         # Place 0 is the first event's; the user token has none.
         self.position = _positions(config, width, rngs)
 
     def context(self, item_BTD: Array, action_BTA: Array, place_BT: Array) -> Array:
         """Events whose actions are known; `place_BT` is each one's place in its timeline, from 0. Returns [B, T, D]."""
-        return self._placed(item_BTD + self.action(action_BTA.astype(item_BTD.dtype)), place_BT)
+        token_BTD = item_BTD if self.action is None else item_BTD + self.action(action_BTA.astype(item_BTD.dtype))
+        return self._placed(token_BTD, place_BT)
 
     def candidates(self, item: Array, place: Array) -> Array:
         """Items whose actions are to be predicted: item [..., D], `place` the place of the event to come, broadcast to [...]."""

@@ -16,6 +16,8 @@ def sampled_softmax(
     negative_id_N: Array,
     log_expected_count_N: Array,
     where_P: Array,
+    *,
+    label_smoothing: float = 0.0,
 ) -> Array:
     """Cross-entropy of each positive against sampled negatives, with log-Q correction; summed over `where_P`.
 
@@ -24,19 +26,28 @@ def sampled_softmax(
         loss = log(exp(s_pos) + sum_{j != pos} exp(s_j - log Q_j)) - s_pos,
 
     whose sum estimates the full softmax's partition function without bias (Bengio and Senecal, 2008; mixed negatives: Yang et al., 2020).
-    Accidental hits, negatives equal to the positive, are masked.
+    Accidental hits, negatives equal to the positive, are masked. With every item as a negative once and log Q = 0 it is the full softmax.
+
+    Label smoothing (Szegedy et al., 2016) takes a share e of the target away from the positive and spreads it evenly over all items, so
+    that no score is driven to infinity: the loss becomes log Z - (1 - e) s_pos - e mean_j s_j. The mean over all items is that over the
+    negatives, accidental hits among them, weighted by 1 / Q_j: the score of their mean vector.
 
     Args:
         query_PD: P queries. positive_PD, positive_id_P: vector and id of the item that each should find.
         negative_ND, negative_id_N: vectors and ids of the N shared negatives.
         log_expected_count_N: log Q of each negative; 0 leaves the scores uncorrected.
         where_P: True for the queries that count.
+        label_smoothing: e.
     """
     score_P = (query_PD * positive_PD).sum(-1)
     score_PN = query_PD @ negative_ND.T - log_expected_count_N
     score_PN = jnp.where(positive_id_P[:, None] == negative_id_N, -jnp.inf, score_PN)
     partition_P = jnp.logaddexp(score_P, jax.nn.logsumexp(score_PN, axis=-1))
-    return jnp.where(where_P, partition_P - score_P, 0.0).sum()
+    target_P = score_P
+    if label_smoothing:
+        mean_D = jnp.average(negative_ND, axis=0, weights=jnp.exp(-log_expected_count_N))
+        target_P = (1.0 - label_smoothing) * score_P + label_smoothing * (query_PD @ mean_D)
+    return jnp.where(where_P, partition_P - target_P, 0.0).sum()
 
 
 def action_losses(logit_BTA: Array, label_BTA: Array, where_BT: Array) -> Array:

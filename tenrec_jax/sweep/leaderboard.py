@@ -1,4 +1,4 @@
-"""The runs of a sweep in the order of their objective on the validation part, and which of them really differ from the best."""
+"""The runs of a sweep in the order of their objective on the validation part, and which of them really differ from a reference."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ class Place:
     Attributes:
         unit: its name.
         objective: on the validation part, with its 95 % interval over users.
-        less_best: its objective less the best unit's, paired by user; None for the best itself.
+        less_reference: its objective less the reference's, paired by user; None for the reference itself.
         differs: whether the interval of that difference excludes 0.
         settings: those that vary, by dotted key.
         seconds: of its stages up to the validation.
@@ -36,7 +36,7 @@ class Place:
 
     unit: str
     objective: Mapping[str, float | None]
-    less_best: Estimate | None
+    less_reference: Estimate | None
     differs: bool
     settings: Mapping[str, Any]
     seconds: float
@@ -48,6 +48,7 @@ class Leaderboard:
 
     Attributes:
         objective: metric of the validation part. larger_is_better: its direction.
+        reference: name of the unit that the others are compared with: the base of an ablation, and else the best.
         rows: "protocol", "data_sha256" and "split_sha256" of what all were measured on, and "users", "rows".
         places: best first; of equal ones the one that was tried first.
         failed: names of units without a result.
@@ -58,6 +59,7 @@ class Leaderboard:
 
     objective: str
     larger_is_better: bool
+    reference: str
     rows: Mapping[str, Any]
     places: tuple[Place, ...]
     failed: tuple[str, ...]
@@ -67,7 +69,7 @@ class Leaderboard:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         places = [
-            dataclasses.asdict(place) | {"less_best": place.less_best and place.less_best.to_json()}
+            dataclasses.asdict(place) | {"less_reference": place.less_reference and place.less_reference.to_json()}
             for place in self.places
         ]
         return {"chosen_on": "validation"} | dataclasses.asdict(self) | {"places": places}
@@ -101,11 +103,13 @@ def leaderboard(sweep: Sweep, finished: Sequence[Unit], failed: Sequence[Unit]) 
                 "while the sweep ran. Start it in another --workdir."
             )
     rows = {key: results[best.name][key] for key in MUST_AGREE} | results[best.name]["counts"]
-    places = tuple(_place(sweep, unit, best) for unit in order)
+    reference = next((unit for unit in order if sweep.search == "ablation" and not unit.settings), best)
+    places = tuple(_place(sweep, unit, reference) for unit in order)
     codes = sorted({read_json(unit.workdir / ENVIRONMENT)["code"]["tenrec_jax sources"] for unit in order})
     return Leaderboard(
         sweep.objective,
         sweep.larger_is_better,
+        reference.name,
         rows,
         places,
         tuple(unit.name for unit in failed),
@@ -119,15 +123,15 @@ def with_test(board: Leaderboard, sweep: Sweep, best: Unit) -> Leaderboard:
     return dataclasses.replace(board, test={**best.value(sweep, "test"), "opened": opened})
 
 
-def _place(sweep: Sweep, unit: Unit, best: Unit) -> Place:
+def _place(sweep: Sweep, unit: Unit, reference: Unit) -> Place:
     seconds = sum(record["seconds"] for record in stages.read(unit.workdir).values())
-    difference = None if unit is best else _less_best(sweep, unit.workdir, best.workdir)
+    difference = None if unit is reference else _less(sweep, unit.workdir, reference.workdir)
     differs = difference is not None and (difference.low > 0 or difference.high < 0)
     return Place(unit.name, unit.value(sweep), difference, differs, dict(unit.settings), round(seconds, 1))
 
 
-def _less_best(sweep: Sweep, workdir: Path, best: Path) -> Estimate:
-    found = {row.metric: row.difference for row in compare(best, workdir, part="validation").metrics}
+def _less(sweep: Sweep, workdir: Path, reference: Path) -> Estimate:
+    found = {row.metric: row.difference for row in compare(reference, workdir, part="validation").metrics}
     difference = found[sweep.objective]
     if difference is None:
         raise AssertionError("compare pairs runs of the same rows")
@@ -137,18 +141,29 @@ def _less_best(sweep: Sweep, workdir: Path, best: Path) -> Estimate:
 def text(board: Leaderboard) -> str:
     """The leaderboard for a console."""
     names = short_names({key: None for place in board.places for key in place.settings})
-    header = ["", "unit", f"validation {board.objective}", "less the best", "", *names.values(), "seconds"]
+    less = f"less {_number(board.reference)}"
+    header = ["", "unit", f"validation {board.objective}", less, "", *names.values(), "seconds"]
     table = [header]
     for rank, place in enumerate(board.places, 1):
-        unit, settings = place.unit.partition("-")[0], [_shown(place.settings[key]) for key in names]
-        difference, mark = _signed(place.less_best), "real" if place.differs else ""
-        table.append([str(rank), unit, interval(place.objective), difference, mark, *settings, f"{place.seconds:,.0f}"])
+        settings = [_shown(place.settings.get(key, "")) for key in names]
+        difference, mark = _signed(place.less_reference), "real" if place.differs else ""
+        table.append(
+            [
+                str(rank),
+                _number(place.unit),
+                interval(place.objective),
+                difference,
+                mark,
+                *settings,
+                f"{place.seconds:,.0f}",
+            ]
+        )
     return "\n".join([*aligned(table), "", *_notes(board)])
 
 
 def _notes(board: Leaderboard) -> list[str]:
-    best, others = board.places[0], board.places[1:]
-    real, direction = sum(place.differs for place in others), "larger" if board.larger_is_better else "smaller"
+    best = board.places[0]
+    real, direction = sum(place.differs for place in board.places), "larger" if board.larger_is_better else "smaller"
     rows, notes = board.rows, []
     if board.failed:
         notes.append(f"without a result: {', '.join(board.failed)}")
@@ -158,7 +173,7 @@ def _notes(board: Leaderboard) -> list[str]:
         )
     notes += [
         f"{direction} is better; 95 % intervals over {rows['users']:,} users, {rows['protocol']}, data {rows['data_sha256'][:12]}.",
-        f"{real} of {len(others)} units really differ from the best: the interval of the paired difference excludes 0.",
+        f"{real} of {len(board.places) - 1} others really differ from {board.reference}: the interval of the paired difference excludes 0.",
         f"Chosen on the validation part alone: {best.unit}. As the best of {len(board.places)} its value there is too good by chance.",
     ]
     if board.test is None:
@@ -167,6 +182,10 @@ def _notes(board: Leaderboard) -> list[str]:
         times = f"read {board.test['opened']} time{'s' * (board.test['opened'] > 1)}"
         notes.append(f"test {board.objective} of it, and of no other unit: {interval(board.test)}, {times}.")
     return notes
+
+
+def _number(unit: str) -> str:
+    return unit.partition("-")[0]
 
 
 def _signed(difference: Estimate | None) -> str:

@@ -76,9 +76,9 @@ class Sweep(Settings):
         base: config file of all runs, FILE.py or FILE.py:VARIANT.
         parameters: what varies: for each setting, by its dotted key ("retrieval.train.epochs"), the values that it can take.
         objective: metric of the validation part that decides, as `tenrec-jax compare` names it: "retrieval ndcg@10", "click gauc".
-        search: "grid" takes every combination of `Choices`; "ablation" takes the first of all `Choices`, and then each other value with
-            the first of all others, so that it shows what every change does by itself; "random" draws; "tpe" draws where earlier
-            results were good: a tree-structured Parzen estimator (Bergstra et al., 2011), Optuna's, whose first ten trials are random.
+        search: "grid" takes every combination of `Choices`; "ablation" takes the base as it is, and then each value alone, so that it
+            shows what every change does by itself; "random" draws; "tpe" draws where earlier results were good: a tree-structured Parzen
+            estimator (Bergstra et al., 2011), Optuna's, whose first ten trials are random.
         trials: runs of a search that draws.
         seed: of what is drawn; the runs' own is the setting "seed".
         settings: of every run, beside those of the base.

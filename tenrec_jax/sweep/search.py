@@ -47,8 +47,7 @@ def next_round(sweep: Sweep, tried: Sequence[Trial]) -> list[Drawn]:
 
 def _one_change_at_a_time(parameters: Mapping[str, Domain]) -> list[Drawn]:
     choices = {key: domain.values for key, domain in parameters.items() if isinstance(domain, Choices)}
-    first = {key: values[0] for key, values in choices.items()}
-    return [first, *(first | {key: value} for key, values in choices.items() for value in values[1:])]
+    return [{}, *({key: value} for key, values in choices.items() for value in values)]
 
 
 def _distinct(draw: Callable[[], Drawn], count: int, tried: Sequence[Trial]) -> list[Drawn]:

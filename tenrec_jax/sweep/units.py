@@ -75,7 +75,7 @@ class Unit:
 
 def new_unit(workdir: Path, number: int, settings: Mapping[str, Any]) -> Unit:
     """Write a unit of a sweep's workdir down, before it runs."""
-    unit = Unit(number, settings, workdir / UNITS / f"{number:03d}-{slug(settings)}")
+    unit = Unit(number, settings, workdir / UNITS / f"{number:03d}-{slug(settings) or 'base'}")
     write_json(unit.workdir / RECORD, vars(Record(number, dict(settings))))
     return unit
 

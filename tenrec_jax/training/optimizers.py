@@ -78,7 +78,7 @@ class Optimizer:
         spaces: id space of each table, by parameter name; the other parameters are dense.
         clip_norm: see `OptimizerConfig`.
         average_decay: parameters that are evaluated and kept are an exponential moving average with this decay a step (Polyak and
-            Juditsky, 1992); 0 takes the latest.
+            Juditsky, 1992), less in the first steps (`tables.average_decay_at`); 0 takes the latest.
         shards: devices over which the rows of every table, and of what its updates remember, are divided; 1 has all rows on each. With n of
             them, tables are padded with rows of zeros to a multiple of n, and device d holds the d-th stretch. Then `rows` and `update`
             run within a step on n devices: every device contributes the rows that it has, and updates those alone.
@@ -176,7 +176,8 @@ class Optimizer:
                 state.step,
                 average_decay=self._average_decay,
             )
-        average = optax.incremental_update(dense, state.average, 1.0 - self._average_decay) if state.average else {}
+        renewal = 1.0 - tables.average_decay_at(self._average_decay, state.step)
+        average = optax.incremental_update(dense, state.average, renewal) if state.average else {}
         return TrainState(state.step + 1, dense, stored, optimizer, states, average), norms, good
 
     def learning_rates(self, step: jax.Array) -> Named:

@@ -219,7 +219,7 @@ def update(
         gradient_PD: gradient of the loss with respect to the gathered rows, summed over devices. The same on all devices.
         learning_rate: of this step.
         step: steps before this one.
-        average_decay: decay `d` of the moving average `d * average + (1 - d) * table`, above 0 and below 1; 0 where the state has none.
+        average_decay: that of `average_decay_at`, above 0 and below 1; 0 where the state has no average.
 
     Returns:
         The stored table and the state after the step.
@@ -240,14 +240,27 @@ def update(
     change_PD = -learning_rate / scale.value * direction_PD
     average = state.average
     if average is not None:
+        renewal = 1 - average_decay_at(average_decay, step)
         # With q the stored table, the average is weight * lag + share * q. Decay multiplies both numbers and adds (1 - decay) * scale to
         # the share, for all rows at once. A row whose q changes must take the old share of the change back out of its lag.
         average = Average(
             _add(average.lag_ND, ids_P, -average.share / average.weight.value * change_PD),
-            _shrunk(average.weight, 1 - average_decay),
-            average.share + (1 - average_decay) * (scale.value - average.share),
+            _shrunk(average.weight, renewal),
+            average.share + renewal * (scale.value - average.share),
         )
     return _add(table_ND, ids_P, change_PD), TableState(moments, scale, average)
+
+
+def average_decay_at(decay: float, step: jax.typing.ArrayLike) -> jax.Array:
+    """The decay of the moving average `d * average + (1 - d) * parameters` after `step` earlier steps.
+
+        d = min(decay, (1 + step) / (10 + step))
+
+    While it is young, an average with the full decay would be one of the initial parameters; this one is of about the last tenth of the
+    steps until the full decay looks further back (as TensorFlow's ExponentialMovingAverage with `num_updates`).
+    """
+    step = jnp.asarray(step)
+    return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
 def current_table(table_ND: jax.Array, state: TableState) -> jax.Array:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from tenrec_jax.data.batches import TimelineBatches
 from tenrec_jax.data.row_blocks import process_rows
-from tenrec_jax.data.sampling import ItemSampler, NegativeSampler
+from tenrec_jax.data.sampling import ItemSampler, NegativeSampler, WholeCatalogue
 from tenrec_jax.models.features import ItemFeatures, Vocabulary
 from tenrec_jax.models.hashing import Collisions, HashedIds, HashRows
 from tenrec_jax.models.heads import HeadsConfig, modelled_rates
@@ -93,15 +93,17 @@ class HashedTask:
 class RetrievalTask(HashedTask):
     """Predict the next clicked item after every event.
 
-    The negatives of a query are the clicked items of the whole batch, over all devices, and draws that all queries share.
+    The negatives of a query are the clicked items of the whole batch, over all devices, and draws that all queries share; or, in a full
+    softmax, all items.
 
     Args:
         config: of the model. vocabulary: table sizes.
-        batches: training timelines. negatives: the draws.
+        batches: training timelines. negatives: the draws, or all items.
         in_batch: how the clicked items of a batch are distributed.
         category: of each item, int32 [N + 1].
         hashed: see `HashedTask`.
         log_q: correct the scores of negatives for how often they are drawn.
+        label_smoothing: share of the target that is spread over all items.
         item_start: embeddings [N + 1, D] from which the items' start; None draws them.
         evaluate: see `Task`.
     """
@@ -115,15 +117,16 @@ class RetrievalTask(HashedTask):
         vocabulary: Vocabulary,
         *,
         batches: TimelineBatches,
-        negatives: NegativeSampler,
+        negatives: NegativeSampler | WholeCatalogue,
         in_batch: ItemSampler,
         category: np.ndarray,
         hashed: Mapping[str, HashedIds],
         log_q: bool,
+        label_smoothing: float,
         item_start: np.ndarray | None,
         evaluate: Evaluate,
     ) -> None:
-        self._item_start = item_start
+        self._item_start, self._label_smoothing = item_start, label_smoothing
         self._in_batch_probability = in_batch.probability.astype(np.float32)
         self._drawn_probability = negatives.items.probability.astype(np.float32)
         self._make = lambda key: TwoTower(config, vocabulary, rngs=nnx.Rngs(key))
@@ -165,13 +168,25 @@ class RetrievalTask(HashedTask):
         # An item made unknown is no target: nothing tells it from other unknown items.
         counts_P = (batch.split.score & (events.action[..., 0] > 0) & (events.item > 0)).reshape(-1)
         positive_PD = model.item_vectors(item_P, events.category.reshape(-1))
-        # In-batch negatives: every device's positives.
-        gathered_ND, item_N, counts_N = jax.lax.all_gather((positive_PD, item_P, counts_P), AXIS, tiled=True)
-        negative_ND = jnp.concatenate([gathered_ND, model.item_vectors(shared.item, shared.category)])
-        negative_id_N = jnp.concatenate([item_N, shared.item])
-        real_N = jnp.concatenate([counts_N, jnp.ones(shared.item.shape, bool)])
-        log_expected_N = jnp.where(real_N, self._log_expected(shared, negative_id_N, counts_N.sum()), jnp.inf)
-        total = sampled_softmax(query_PD, positive_PD, item_P, negative_ND, negative_id_N, log_expected_N, counts_P)
+        negative_ND, negative_id_N = model.item_vectors(shared.item, shared.category), shared.item
+        log_expected_N = jnp.zeros(shared.item.shape)
+        if not isinstance(self._negatives, WholeCatalogue):
+            # In-batch negatives: every device's positives.
+            gathered_ND, item_N, counts_N = jax.lax.all_gather((positive_PD, item_P, counts_P), AXIS, tiled=True)
+            negative_ND = jnp.concatenate([gathered_ND, negative_ND])
+            negative_id_N = jnp.concatenate([item_N, negative_id_N])
+            real_N = jnp.concatenate([counts_N, jnp.ones(shared.item.shape, bool)])
+            log_expected_N = jnp.where(real_N, self._log_expected(shared, negative_id_N, counts_N.sum()), jnp.inf)
+        total = sampled_softmax(
+            query_PD,
+            positive_PD,
+            item_P,
+            negative_ND,
+            negative_id_N,
+            log_expected_N,
+            counts_P,
+            label_smoothing=self._label_smoothing,
+        )
         return LossSum(total, counts_P.sum())
 
     def _log_expected(self, shared: RetrievalShared, item_N: jax.Array, in_batch: jax.Array) -> jax.Array:

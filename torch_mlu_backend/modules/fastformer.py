@@ -2,7 +2,9 @@
 
 Per head, tokens give pooling logits `a_i, b_i` and projections `Q_i, K_i, V_i`. With `pool_P` the softmax pool over a set P of tokens,
 
-    q = pool_P(a, Q),   k = q * pool_P(b, K),   out_i = W_o(V_i * k + Q_i).
+    q = pool_P(a, Q),   p = pool_P(b, K),   k = q * p,   out_i = W_o(V_i * k + Q_i),
+
+and with `pool_residual` W_o(V_i * k + Q_i + p).
 
 The encoder's modes differ only in the set P. Beside those of `blocks` there is `joint`, in which every token pools over every token.
 """
@@ -32,6 +34,7 @@ class AdditiveAttention(nn.Module):
         super().__init__()
         width, heads = config.width, config.num_heads
         self.width, self.heads, self.normalize, self.recency_bias = width, heads, config.normalize, config.recency_bias
+        self.pool_residual = config.pool_residual
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -50,9 +53,8 @@ class AdditiveAttention(nn.Module):
             weight_BTH = logit_BTH.float().masked_fill(~mask_BT[..., None], -1e4).softmax(1).clamp(min=1e-9)
             return (weight_BTH.transpose(1, 2)[:, :, None] @ values_BTHE.transpose(1, 2)).transpose(1, 2)
 
-        query_B1HE = self._normalized(pool(self.query_weight(x_BTD), query_BTHE))
-        key_B1HE = self._normalized(query_B1HE * pool(self.key_weight(x_BTD), key_BTHE))
-        return self._output(value_BTHE, key_B1HE, query_BTHE).clamp(-100.0, 100.0)
+        query_B1HE, key_B1HE = pool(self.query_weight(x_BTD), query_BTHE), pool(self.key_weight(x_BTD), key_BTHE)
+        return self._output(value_BTHE, query_BTHE, query_B1HE, key_B1HE).clamp(-100.0, 100.0)
 
     def start(self, shape: tuple[int, ...], device: torch.device) -> Pool:
         """See `blocks.Attention`, here and below."""
@@ -76,12 +78,12 @@ class AdditiveAttention(nn.Module):
         query_BTHE, key_BTHE, value_BTHE = self._heads(x_BTD)
         logit_BTG = torch.where(places.mask[..., None], self._logits(x_BTD, places.position), MASKED)
         pools = prefix_pools(logit_BTG, _pooled(query_BTHE, key_BTHE), start, places.segment)
-        return self._output(value_BTHE, self._global_key(pools), query_BTHE), pools
+        return self._over(pools, value_BTHE, query_BTHE), pools
 
     def _over_pool_and_self(self, x: Tensor, position: Tensor, pool: Pool) -> Tensor:
         query, key, value = self._heads(x)
         own = token_pool(self._logits(x, position), _pooled(query, key))
-        return self._output(value, self._global_key(merge(pool, own)), query)
+        return self._over(merge(pool, own), value, query)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, [..., H, E] each."""
@@ -99,12 +101,13 @@ class AdditiveAttention(nn.Module):
     def _normalized(self, x: Tensor) -> Tensor:
         return l2_normalize(x) if self.normalize else x
 
-    def _global_key(self, pools: Pool) -> Tensor:
-        query, key = pools.mean().chunk(2, dim=-2)
-        return self._normalized(self._normalized(query) * key)
+    def _over(self, pools: Pool, value: Tensor, query: Tensor) -> Tensor:
+        return self._output(value, query, *pools.mean().chunk(2, dim=-2))
 
-    def _output(self, value: Tensor, key: Tensor, query: Tensor) -> Tensor:
-        mixed = value * key + query
+    def _output(self, value: Tensor, query: Tensor, pooled_query: Tensor, pooled_key: Tensor) -> Tensor:
+        mixed = value * self._normalized(self._normalized(pooled_query) * pooled_key) + query
+        if self.pool_residual:
+            mixed = mixed + pooled_key
         return self.out_proj(mixed.reshape(*mixed.shape[:-2], -1))
 
 

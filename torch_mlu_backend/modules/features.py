@@ -29,16 +29,19 @@ class UserFeatures(nn.Module):
 
 
 class ItemFeatures(nn.Module):
-    """Item vector: sum of the embeddings of id and category. One table serves the history, the candidates and the item tower."""
+    """Item vector: sum of the embeddings of id and, in a log with categories, category.
+
+    One table serves the history, the candidates and the item tower.
+    """
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
         super().__init__()
         self.id = nn.Embedding(vocabulary.items, width)
-        self.category = nn.Embedding(vocabulary.categories, width)
+        self.category = nn.Embedding(vocabulary.categories, width) if vocabulary.categories > 1 else None
 
     def forward(self, item: Tensor, category: Tensor) -> Tensor:
         """Integer arrays of one shape [...] to vectors [..., D]."""
-        return self.id(item) + self.category(category)
+        return self.id(item) if self.category is None else self.id(item) + self.category(category)
 
 
 class SinusoidalPositions(nn.Module):
@@ -61,13 +64,14 @@ class EventFeatures(nn.Module):
 
     def __init__(self, vocabulary: Vocabulary, config: FeatureConfig, width: int) -> None:
         super().__init__()
-        self.action = nn.Linear(vocabulary.actions, width)
+        self.action = nn.Linear(vocabulary.actions, width) if config.actions else None
         self.target = nn.Parameter(torch.zeros(width))
         self.position = _positions(config, width)
 
     def context(self, item_BTD: Tensor, action_BTA: Tensor, place_BT: Tensor) -> Tensor:
         """Events whose actions are known; `place_BT` is each one's place in its timeline, from 0. Returns [B, T, D]."""
-        return self._placed(item_BTD + self.action(action_BTA.to(item_BTD.dtype)), place_BT)
+        token_BTD = item_BTD if self.action is None else item_BTD + self.action(action_BTA.to(item_BTD.dtype))
+        return self._placed(token_BTD, place_BT)
 
     def candidates(self, item: Tensor, place: Tensor) -> Tensor:
         """Items whose actions are to be predicted: item [..., D], `place` the place of the event to come, broadcast to [...]."""
