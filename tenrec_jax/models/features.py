@@ -115,7 +115,9 @@ class ItemFeatures(nnx.Module):
         self.id = id_embedding(config.item_table, vocabulary.items, width, config.init_scale, rngs)
         # What all items share would only blur what tells them apart.
         has_categories = vocabulary.categories > 1
-        self.category = nnx.Embed(vocabulary.categories, width, embedding_init=init, rngs=rngs) if has_categories else None
+        self.category = (
+            nnx.Embed(vocabulary.categories, width, embedding_init=init, rngs=rngs) if has_categories else None
+        )
 
     def __call__(self, item: Array, category: Array) -> Array:
         """Integer arrays of one shape [...] to vectors [..., D]."""
