@@ -4,7 +4,7 @@ The log is a text file, one user a line (`user item item ...`, in time order) or
 
 Command:   python experiments/launch.py --config=experiments/configs/sequences.py --config.data.path=Beauty.txt
 Hardware:  2 CPU cores
-Time:      45 minutes for Amazon Beauty
+Time:      15 to 27 minutes for Amazon Beauty
 Expected:  Amazon Beauty, test, items already seen excluded: recall@10 of .096 and NDCG@10 of .057; experiments/RESULTS.md has them beside
            what others published.
 

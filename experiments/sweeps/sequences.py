@@ -2,8 +2,8 @@
 
 Command:   python experiments/launch.py --sweep=experiments/sweeps/sequences.py --config.data.path=Beauty.txt --workdir=runs/ablation
 Hardware:  2 CPU cores
-Time:      5 hours for Amazon Beauty, 12 runs of 25 minutes
-Expected:  not known, never run as a whole
+Time:      4 hours for Amazon Beauty, 12 runs of 15 to 27 minutes
+Expected:  experiments/RESULTS.md has the units' best validation values; only the best unit's test part is read
 """
 
 from pathlib import Path
