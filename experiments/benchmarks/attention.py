@@ -3,8 +3,8 @@
     python experiments/benchmarks/attention.py [--json FILE] [--quick] [--rounds N] [--wall]
 
 Both sides take the recipe of `configs/sequences.py` and differ in `encoder.attention` alone: each step reads the same 4,096 events, in
-timelines of 64, 512 and 2,048, and scores the whole catalogue after every click (one event in five) and every other event alike. That loss
-costs the same on both sides, and the more the larger the catalogue is.
+timelines of 64, 512 and 2,048, and scores all 4,000 items of the catalogue after each. That loss costs the same on both sides, and the
+more the larger the catalogue is.
 
 Bar: half the time at 2,048 events.
 """
