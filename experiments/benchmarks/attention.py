@@ -15,20 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import jax
 import numpy as np
 from harness import Result, Step, median_milliseconds, report, start_clock, timed_parser
-from timelines import ACTIONS, AGES, CATEGORIES, GENDERS, SyntheticBatches
+from timelines import ACTIONS, AGES, CATEGORIES, GENDERS, SyntheticBatches, training_step
 
 from tenrec_jax.config import from_mapping
 from tenrec_jax.data.batches import TimelineBatches
 from tenrec_jax.data.sampling import UniformItems, WholeCatalogue
 from tenrec_jax.models.features import Vocabulary
-from tenrec_jax.parameters import named
 from tenrec_jax.training.optimizers import make_optimizer
-from tenrec_jax.training.parallel import DataParallel
 from tenrec_jax.training.tasks import RetrievalTask
-from tenrec_jax.training.trainer import compile_step
 
 RECIPE = Path(__file__).parents[1] / "configs" / "sequences.py"
 FULL, QUICK = (4096, (64, 512, 2048), 4_000), (256, (16, 128), 300)
@@ -56,19 +52,8 @@ def retrieval_step(attention: str, shape: tuple[int, int], items: int) -> Step:
         item_start=None,
         evaluate=lambda _: (0.0, {}),
     )
-    parallel, train = DataParallel(), config.train
-    parameters = jax.jit(task.init)(jax.random.key(0))
-    optimizer = make_optimizer(train.optimizer, 1_000, task.tables, train.average_decay)
-    state = parallel.replicate(optimizer.init(named(parameters)), optimizer.divided)
-    step_fn = compile_step(task, optimizer, parallel, like=parameters)
-
-    def step(turn: int) -> float:
-        nonlocal state
-        batch = task.batch(turn)
-        state, told = step_fn(state, parallel.split(batch.split), batch.shared, batch.ids, jax.random.key(turn))
-        return float(parallel.read(jax.block_until_ready((state, told))[1]).loss.compute())
-
-    return step
+    train = config.train
+    return training_step(task, make_optimizer(train.optimizer, 1_000, task.tables, train.average_decay))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

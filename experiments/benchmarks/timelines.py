@@ -1,15 +1,21 @@
-"""A ranker of width 128 and batches of whole timelines to train it on, both of any size of catalogue."""
+"""A ranker of width 128, batches of whole timelines to train it on, both of any size of catalogue, and a training step of the library."""
 
 from typing import cast
 
+import jax
 import numpy as np
+from harness import Step
 
 from tenrec_jax.data.batches import TimelineBatch, TimelineBatches
 from tenrec_jax.models.blocks import EncoderConfig
 from tenrec_jax.models.features import FeatureConfig, Vocabulary
 from tenrec_jax.models.ranker import RankerConfig
+from tenrec_jax.parameters import named
 from tenrec_jax.timeline import Events, Profile, Timeline
+from tenrec_jax.training.optimizers import Optimizer
+from tenrec_jax.training.parallel import DataParallel
 from tenrec_jax.training.tasks import RankingTask
+from tenrec_jax.training.trainer import Task, compile_step
 
 ACTIONS, CATEGORIES, GENDERS, AGES = 4, 100, 3, 10
 WIDTH = 128
@@ -58,3 +64,18 @@ def ranking_task(batches: SyntheticBatches, items: int, users: int, events: int,
         item_start=None,
         evaluate=lambda _: (0.0, {}),
     )
+
+
+def training_step(task: Task, optimizer: Optimizer) -> Step:
+    """A whole training step of the library, the batch's ids made unique on the host included; returns its loss."""
+    parallel, parameters = DataParallel(), jax.jit(task.init)(jax.random.key(0))
+    state = parallel.replicate(optimizer.init(named(parameters)), optimizer.divided)
+    step_fn = compile_step(task, optimizer, parallel, like=parameters)
+
+    def step(turn: int) -> float:
+        nonlocal state
+        batch = task.batch(turn)
+        state, told = step_fn(state, parallel.split(batch.split), batch.shared, batch.ids, jax.random.key(turn))
+        return float(parallel.read(jax.block_until_ready((state, told))[1]).loss.compute())
+
+    return step

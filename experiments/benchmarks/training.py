@@ -31,15 +31,12 @@ import torch
 import torch_rival
 from flax import nnx
 from harness import WARM_UP, Clock, Result, Step, median_milliseconds, report, start_clock, timed_parser
-from timelines import ACTIONS, AGES, CATEGORIES, GENDERS, SyntheticBatches, ranking_task
+from timelines import ACTIONS, AGES, CATEGORIES, GENDERS, SyntheticBatches, ranking_task, training_step
 
 from tenrec_jax.interop.original import load_ranker
 from tenrec_jax.interop.original_models import RankerInputs
 from tenrec_jax.models.losses import action_losses
-from tenrec_jax.parameters import named
 from tenrec_jax.training.optimizers import OptimizerConfig, make_optimizer
-from tenrec_jax.training.parallel import DataParallel
-from tenrec_jax.training.trainer import compile_step
 
 WAYS = ("torch, eager", "torch.compile")
 
@@ -205,19 +202,8 @@ def in_slices(total: Callable, parameters: nnx.State, batch: Any, slices: int) -
 def timeline_step(sizes: Sizes, items: int, distinct: int) -> Step:
     """A training step of the library: row-wise updates of the tables, and the ids of the batch made unique on the host."""
     batches = SyntheticBatches((sizes.timelines, sizes.events), items, 1_000, distinct)
-    task, parallel = ranking_task(batches, items, 1_000, sizes.events), DataParallel()
-    parameters = jax.jit(task.init)(jax.random.key(0))
-    optimizer = make_optimizer(OptimizerConfig(), 1_000, task.tables)
-    state = parallel.replicate(optimizer.init(named(parameters)))
-    step_fn = compile_step(task, optimizer, parallel, like=parameters)
-
-    def step(turn: int) -> float:
-        nonlocal state
-        batch = task.batch(turn)
-        state, told = step_fn(state, parallel.split(batch.split), batch.shared, batch.ids, jax.random.key(turn))
-        return float(parallel.read(jax.block_until_ready((state, told))[1]).loss.compute())
-
-    return step
+    task = ranking_task(batches, items, 1_000, sizes.events)
+    return training_step(task, make_optimizer(OptimizerConfig(), 1_000, task.tables))
 
 
 def labels(sizes: Sizes, rounds: int, clock: Clock) -> list[Result]:

@@ -6,8 +6,7 @@ twin of Tenrec's QB-video of 2 million rows; `--config.data.kind` and `--config.
 Command:   python experiments/launch.py --config=experiments/configs/ranking.py
 Hardware:  one GPU, or 2 CPU cores and patience
 Time:      not known, never run as a whole
-Expected:  on validation, click AUC above .82 and GAUC about .75 after one epoch of ranking, where item rate has .715 and the twin's true
-           probabilities .790.
+Expected:  not known
 """
 
 from ml_collections import ConfigDict

@@ -147,17 +147,8 @@ def text(board: Leaderboard) -> str:
     for rank, place in enumerate(board.places, 1):
         settings = [_shown(place.settings.get(key, "")) for key in names]
         difference, mark = _signed(place.less_reference), "real" if place.differs else ""
-        table.append(
-            [
-                str(rank),
-                _number(place.unit),
-                interval(place.objective),
-                difference,
-                mark,
-                *settings,
-                f"{place.seconds:,.0f}",
-            ]
-        )
+        told = [str(rank), _number(place.unit), interval(place.objective), difference, mark]
+        table.append([*told, *settings, f"{place.seconds:,.0f}"])
     return "\n".join([*aligned(table), "", *_notes(board)])
 
 
