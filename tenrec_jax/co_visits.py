@@ -22,7 +22,7 @@ from tenrec_jax.retrieval.hits import Floats, Ids
 
 WINDOW = 10  # places behind an item that count
 BACKWARD = 0.2  # what standing before an item counts, of what standing behind it does
-PRIOR = 5.0  # co-visits with nothing, which keep the shares of rare items from being 0 or 1
+PRIOR = 5.0  # co-visits with nothing, so that little is made of rare items
 HISTORY = 32  # latest events of a user that speak
 DECAY = 0.8  # of what an event says, with each event after it
 
@@ -31,15 +31,15 @@ class CoVisits(NamedTuple):
     """What stands near each item.
 
     Attributes:
-        item_NK: of each of the items 0..N the K that stand near it most often, int32 [N + 1, K]; 0 where there are fewer.
-        share_NK: their shares of all that stands near it, float32 [N + 1, K].
+        item_NK: of each of the items 0..N the K that belong to it most, int32 [N + 1, K]; 0 where there are fewer.
+        weight_NK: how much, float32 [N + 1, K]; see `count_co_visits`.
     """
 
     item_NK: Ids
-    share_NK: Floats
+    weight_NK: Floats
 
     def scores(self, item_S: Ids, clicked_S: NDArray[np.bool_], item_C: Ids) -> Floats:
-        """What a user's events say for candidates: the sum over the clicked ones of `DECAY^age * share`, [C].
+        """What a user's events say for candidates: the sum over the clicked ones of `DECAY^age * weight`, [C].
 
         Args:
             item_S: dense ids of the user's events, oldest first, of which the last `HISTORY` are read; an event's age is the number of
@@ -51,18 +51,18 @@ class CoVisits(NamedTuple):
             return np.zeros(0, np.float32)
         item_S, clicked_S = item_S[-HISTORY:], clicked_S[-HISTORY:]
         says_S = clicked_S & (item_S < len(self.item_NK))
-        weight_S = DECAY ** np.arange(len(item_S) - 1, -1, -1, dtype=np.float32)[says_S]
-        near_SK, share_SK = self.item_NK[item_S[says_S]], self.share_NK[item_S[says_S]] * weight_S[:, None]
+        decay_S = DECAY ** np.arange(len(item_S) - 1, -1, -1, dtype=np.float32)[says_S]
+        near_SK, weight_SK = self.item_NK[item_S[says_S]], self.weight_NK[item_S[says_S]] * decay_S[:, None]
         order_C = np.argsort(item_C)
         place_SK = np.minimum(np.searchsorted(item_C, near_SK, sorter=order_C), len(item_C) - 1)
         found_SK = item_C[order_C[place_SK]] == near_SK
-        sums_C = np.bincount(order_C[place_SK[found_SK]], share_SK[found_SK], len(item_C))
+        sums_C = np.bincount(order_C[place_SK[found_SK]], weight_SK[found_SK], len(item_C))
         return sums_C.astype(np.float32)
 
     def save(self, path: Path) -> None:
         """Write them as safetensors."""
         with written_whole(path) as temporary:
-            save_file({"item": self.item_NK, "share": self.share_NK}, temporary)
+            save_file({"item": self.item_NK, "weight": self.weight_NK}, temporary)
 
     @classmethod
     def load(cls, path: Path) -> "CoVisits":
@@ -73,19 +73,23 @@ class CoVisits(NamedTuple):
         """
         try:
             arrays = load_file(path)
-            found = cls(arrays["item"], arrays["share"])
+            found = cls(arrays["item"], arrays["weight"])
         except (SafetensorError, OSError, KeyError) as error:
             raise UserError(f"{path} cannot be read as co-visits: {error}.") from error
-        if found.item_NK.ndim != 2 or found.item_NK.shape != found.share_NK.shape:
-            raise UserError(f"{path} cannot be read as co-visits: item and share must be of one shape [N + 1, K].")
+        if found.item_NK.ndim != 2 or found.item_NK.shape != found.weight_NK.shape:
+            raise UserError(f"{path} cannot be read as co-visits: item and weight must be of one shape [N + 1, K].")
         return found
 
 
 def count_co_visits(table: Interactions, rows: NDArray[np.integer], neighbours: int) -> CoVisits:
     """The co-visits of a log.
 
-    With `F_ij` how often item j follows i (`neighbours.followers`, over `WINDOW` places) and `A = F + BACKWARD F'`, the share of j
-    beside i is `A_ij / (sum_j A_ij + PRIOR)`.
+    With `F_ij` how often item j follows i (`neighbours.followers`, over `WINDOW` places), `A = F + BACKWARD F'`, `r_i` the sum of its row
+    i and `c_j` that of its column j, the weight of j beside i is
+
+        A_ij / (r_i + PRIOR) / sqrt((c_j + PRIOR) / (mean c + PRIOR)),
+
+    the share of j in what stands near i, less for what stands near everything; the mean is over the items that occur.
 
     Args:
         table: the log. rows: its training rows, ascending, clicked or not: what is shown in a row has a subject too.
@@ -93,15 +97,16 @@ def count_co_visits(table: Interactions, rows: NDArray[np.integer], neighbours: 
     """
     follows_NN = followers(table, rows, WINDOW)
     near_NN = coo_array(follows_NN + BACKWARD * follows_NN.T)
-    total_N = np.bincount(near_NN.row, near_NN.data, near_NN.shape[0])
-    share = near_NN.data / (total_N[near_NN.row] + PRIOR)
-    # Those of an item together, the largest share first; equal ones in the order of their ids.
-    order = np.lexsort((near_NN.col, -share, near_NN.row))
+    row_N, column_N = (np.bincount(ids, near_NN.data, near_NN.shape[0]) + PRIOR for ids in (near_NN.row, near_NN.col))
+    usual = column_N[column_N > PRIOR].mean() if near_NN.nnz else PRIOR
+    weight = near_NN.data / row_N[near_NN.row] / np.sqrt(column_N[near_NN.col] / usual)
+    # Those of an item together, the largest weight first; equal ones in the order of their ids.
+    order = np.lexsort((near_NN.col, -weight, near_NN.row))
     row = near_NN.row[order]
     place = np.arange(len(row)) - np.searchsorted(row, row)
     kept = place < neighbours
     item_NK = np.zeros((near_NN.shape[0], neighbours), np.int32)
-    share_NK = np.zeros(item_NK.shape, np.float32)
+    weight_NK = np.zeros(item_NK.shape, np.float32)
     item_NK[row[kept], place[kept]] = near_NN.col[order[kept]]
-    share_NK[row[kept], place[kept]] = share[order[kept]]
-    return CoVisits(item_NK, share_NK)
+    weight_NK[row[kept], place[kept]] = weight[order[kept]]
+    return CoVisits(item_NK, weight_NK)

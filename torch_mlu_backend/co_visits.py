@@ -16,11 +16,11 @@ HISTORY, DECAY, FLOOR = 32, 0.8, 1e-3
 
 
 class CoVisits(NamedTuple):
-    """What stands near each item, on the CPU: `item_NK`, the K items that do so most often, int32 [N + 1, K], 0 where there are fewer, and
-    `share_NK`, their shares, float32."""
+    """What stands near each item, on the CPU: `item_NK`, the K items that belong to it most, int32 [N + 1, K], 0 where there are fewer, and
+    `weight_NK`, how much, float32."""
 
     item_NK: Tensor
-    share_NK: Tensor
+    weight_NK: Tensor
 
     @classmethod
     def load(cls, path: Path) -> "CoVisits":
@@ -29,14 +29,14 @@ class CoVisits(NamedTuple):
         Raises:
             UserError: it holds something else.
         """
-        arrays = safetensors_file.read_named(path, ["item", "share"])
-        found = cls(arrays["item"], arrays["share"])
-        if found.item_NK.ndim != 2 or found.item_NK.shape != found.share_NK.shape:
-            raise UserError(f"{path} cannot be read as co-visits: item and share must be of one shape. Export again.")
+        arrays = safetensors_file.read_named(path, ["item", "weight"])
+        found = cls(arrays["item"], arrays["weight"])
+        if found.item_NK.ndim != 2 or found.item_NK.shape != found.weight_NK.shape:
+            raise UserError(f"{path} cannot be read as co-visits: item and weight must be of one shape. Export again.")
         return found
 
     def scores(self, item_S: Tensor, clicked_S: Tensor, item_C: Tensor) -> Tensor:
-        """The sum over a user's latest clicked events of `DECAY^age * share` of each candidate, [C].
+        """The sum over a user's latest clicked events of `DECAY^age * weight` of each candidate, [C].
 
         Args:
             item_S, clicked_S: dense ids of the user's events, oldest first, and whether they were clicked, bool.
@@ -44,13 +44,16 @@ class CoVisits(NamedTuple):
         """
         item_S, clicked_S = item_S[-HISTORY:], clicked_S[-HISTORY:]
         age_S = torch.arange(len(item_S) - 1, -1, -1)[clicked_S]
-        near_SK, share_SK = self.item_NK[item_S[clicked_S]], self.share_NK[item_S[clicked_S]] * (DECAY**age_S)[:, None]
+        near_SK, weight_SK = (
+            self.item_NK[item_S[clicked_S]],
+            self.weight_NK[item_S[clicked_S]] * (DECAY**age_S)[:, None],
+        )
         sorted_C, order_C = item_C.sort()
         place_SK = torch.searchsorted(sorted_C, near_SK.long()).clamp(max=max(len(item_C) - 1, 0))
         sums_C = torch.zeros(len(item_C))
         if len(item_C):
             found_SK = sorted_C[place_SK] == near_SK
-            sums_C.index_add_(0, order_C[place_SK[found_SK]], share_SK[found_SK])
+            sums_C.index_add_(0, order_C[place_SK[found_SK]], weight_SK[found_SK])
         return sums_C
 
 

@@ -80,7 +80,10 @@ def _among_sampled(test: Mapping[str, Any]) -> str:
     text = (
         "For comparison with what others report. Such numbers can order models otherwise than the full catalogue does."
     )
-    return table(f"Among the target and {NEGATIVES} uniform negatives", ["metric", *scorers], rows) + paragraph(text)
+    caption = f"Among the target and {NEGATIVES} uniform negatives"
+    at_10 = {name: {"ndcg@10": metrics["ndcg@10"]} for name, metrics in scorers.items()}
+    plot = interval_plot("sampled", f"NDCG@10 {caption[0].lower()}{caption[1:]}, with 95 % intervals", at_10)
+    return table(caption, ["metric", *scorers], rows) + paragraph(text) + figures(plot)
 
 
 def _lists(test: Mapping[str, Any]) -> str:
@@ -165,8 +168,8 @@ def two_stage(test: Mapping[str, Any]) -> str:
     shares = {"all items": 1.0} | {text: float(estimate["value"] or 0) for text, estimate in recall.items()}
     return (
         paragraph(
-            f"What {found['users']:,} users clicked next: found among {found['items']:,} items by the index, then by the second stage among "
-            f"its candidates. The pair cannot find what is not among the candidates. For one user, median: {times}."
+            f"What {found['users']:,} users clicked next: found among {found['items']:,} items by the index, then among its candidates by "
+            f"the second stage. The pair cannot find what is not among the candidates. For one user, median: {times}."
         )
         + (paragraph(SHOWN) if "ranking" in test else "")
         + table("From all items to the list", ["", "share of the clicked items"], rows)

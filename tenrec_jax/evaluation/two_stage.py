@@ -27,7 +27,7 @@ from tenrec_jax.timeline import Events, Profile
 
 T = TypeVar("T")
 
-LENGTH, USERS = 20, 500
+LENGTH, USERS = 20, 2000
 # The order of candidates is fitted on so many users at most.
 FIT_USERS = 5000
 # The ranker alone over the whole catalogue takes seconds a user: fewer users, and no large catalogue.
