@@ -1,11 +1,11 @@
 """The order of a user's candidates, from what retrieval, the ranker and co-visits say of each.
 
-Each of the three is an odds of its own, and their product, each to a power, is what orders: a logarithmic pool of opinions (Genest and
-Zidek, 1986, doi:10.1214/ss/1177013825),
+Retrieval and co-visits give the odds of an item to come next; their product, each to a power, is a logarithmic pool of opinions (Genest
+and Zidek, 1986, doi:10.1214/ss/1177013825). The ranker says what an item is worth if it comes. So candidates are ordered by
 
-    worth^a * exp(b * retrieval) * (1 + co_visits / FLOOR)^c.
+    worth * (exp(b * retrieval) * (1 + co_visits / FLOOR)^c)^weight.
 
-The powers are three numbers. Those of a run are fitted on what validation users clicked next: a conditional logit (McFadden, 1974).
+The powers b and c of a run are fitted on what validation users clicked next: a conditional logit (McFadden, 1974). The weight is a rule.
 """
 
 from collections.abc import Sequence
@@ -24,19 +24,19 @@ from tenrec_jax.settings import NonNegative, Settings
 FLOOR = 1e-3
 # How strongly fitted powers are held to those of a recommender without co-visits: as by a normal prior of this precision.
 PRECISION = 1.0
+# The least power of worth when fitting, which the others are divided by.
+LEAST_WORTH = 0.05
 
 
 @dataclass(frozen=True)
 class Order(Settings):
-    """The powers a, b and c of the module's formula. The default leaves co-visits out.
+    """The powers b and c of the module's formula. The default leaves co-visits out.
 
     Attributes:
-        worth: a, of the worth that the ranker expects.
         retrieval: b, of retrieval's odds.
         co_visits: c, of the co-visits.
     """
 
-    worth: NonNegative = 1.0
     retrieval: NonNegative = 1.0
     co_visits: NonNegative = 0.0
 
@@ -63,22 +63,25 @@ def fused(order: Order, signals: Signals, weight: float = 1.0) -> Floats:
     Args:
         order: the powers.
         signals: of the candidates.
-        weight: times b, where there is a ranker; 0 leaves retrieval out, so that no score hangs on the other candidates.
+        weight: of what comes next, where there is a ranker; 0 leaves worth alone, so that no score hangs on the other candidates.
     """
     retrieval_C, worth_C, co_visits_C = signals
     log_co_visits_C = order.co_visits * np.log1p(co_visits_C / FLOOR)
     if worth_C is None:
         return order.retrieval * retrieval_C + log_co_visits_C
     best = retrieval_C.max(initial=-np.inf)
-    return worth_C**order.worth * np.exp(weight * order.retrieval * (retrieval_C - best) + log_co_visits_C)
+    return worth_C * np.exp(weight * (order.retrieval * (retrieval_C - best) + log_co_visits_C))
 
 
 def fit_order(signals: Sequence[Signals], clicked: Sequence[NDArray[np.bool_]]) -> Order:
     """The powers under which what users clicked next was most probable among their candidates, held to `Order()` by a weak prior.
 
-    Minimises `-sum log(exp(s_target) / sum_C exp(s_C)) + PRECISION / 2 * |powers - default|^2` over powers of at least 0, with s the
-    logarithm of the module's product and a term for each clicked candidate; it is convex. Users none of whose candidates was clicked tell
-    nothing.
+    With powers a, b, c of worth, retrieval's odds and co-visits, and s the logarithm of their product, it minimises
+
+        -sum log(exp(s_target) / sum_C exp(s_C)) + PRECISION / 2 * ((a - 1)^2 + (b - 1)^2 + c^2)
+
+    over a >= LEAST_WORTH, b >= 0, c >= 0, with a term for each clicked candidate, which is convex; b / a and c / a give the same order with
+    a worth of power 1. Users none of whose candidates was clicked tell nothing.
 
     Args:
         signals: of each user's candidates, all with or all without a ranker.
@@ -96,8 +99,9 @@ def fit_order(signals: Sequence[Signals], clicked: Sequence[NDArray[np.bool_]]) 
             gradient_3 = gradient_3 + targets * (np.exp(score_C - total) @ term_C3) - term_C3[hit_C].sum(axis=0)
         return float(loss), gradient_3
 
-    found = minimize(loss_and_gradient, default, jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * 3)
-    return Order(*found.x.tolist())
+    bounds = [(LEAST_WORTH, None), (0.0, None), (0.0, None)]
+    a, b, c = minimize(loss_and_gradient, default, jac=True, method="L-BFGS-B", bounds=bounds).x.tolist()
+    return Order(b / a, c / a)
 
 
 def _terms(signals: Signals) -> NDArray[np.float64]:

@@ -265,8 +265,8 @@ class Pipeline:
         )
         write_json(order, dataclasses.asdict(fitted))
         logger.info(
-            "order of candidates: worth^%.2f * exp(%.2f * retrieval) * co-visits^%.2f",
-            *(fitted.worth, fitted.retrieval, fitted.co_visits),
+            "order of candidates: %.2f times retrieval's score, %.2f times the logarithm of co-visits",
+            *(fitted.retrieval, fitted.co_visits),
         )
 
     def _run_validate(self) -> None:

@@ -129,7 +129,7 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, 
     vectors, queries = generator.normal(size=(29, 3)), generator.normal(size=(len(evaluator.users), 3))
     items = np.arange(1, 30, dtype=np.int32)
     index, worth_N1 = build_index(vectors, items, IndexConfig(kind="exact")), generator.random(30)
-    order = Order(worth=0.9, retrieval=0.6, co_visits=0.5)
+    order = Order(retrieval=0.6, co_visits=0.5)
     second = two_stage.SecondStage(
         evaluator, ByNumber(worth_N1) if ranked else None, ForHalf() if co_visits else None, order, weight
     )
@@ -146,8 +146,8 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, 
 
         def score(item, query=query, events=events):
             near = 0.01 / (1 + events) if co_visits and item % 2 else 0.0
-            odds = np.exp((weight if ranked else 1.0) * 0.6 * (vectors[item - 1] @ query))
-            return (worth_N1[item] ** 0.9 if ranked else 1.0) * odds * (1 + near / FLOOR) ** 0.5
+            odds = np.exp(0.6 * (vectors[item - 1] @ query)) * (1 + near / FLOOR) ** 0.5
+            return worth_N1[item] * odds**weight if ranked else odds
 
         best = sorted(nearest[:9], key=lambda item: -score(item))
         alone = sorted(fresh, key=lambda item: -worth_N1[item])

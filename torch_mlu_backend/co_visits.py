@@ -59,9 +59,8 @@ class CoVisits(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """The powers of the worth that the ranker expects, of retrieval's odds and of the co-visits."""
+    """The powers of retrieval's odds and of the co-visits."""
 
-    worth: float = 1.0
     retrieval: float = 1.0
     co_visits: float = 0.0
 
@@ -86,4 +85,4 @@ class Order:
         if worth_C is None:
             return self.retrieval * retrieval_C + log_co_visits_C
         best = retrieval_C.max() if len(retrieval_C) else 0.0
-        return worth_C**self.worth * torch.exp(weight * self.retrieval * (retrieval_C - best) + log_co_visits_C)
+        return worth_C * torch.exp(weight * (self.retrieval * (retrieval_C - best) + log_co_visits_C))

@@ -30,8 +30,8 @@ class RecommendedItem:
 
     Attributes:
         item_id: raw id.
-        score: what the list is ordered by (`Order.fused`): the expected worth of the actions, retrieval's odds and co-visits, or where
-            there is no ranker the logarithm of the last two; of given items, with a ranker, the same without retrieval.
+        score: what the list is ordered by (`Order.fused`): the expected worth of the actions times the odds of retrieval and co-visits, or
+            where there is no ranker the logarithm of these; of given items, with a ranker, the worth alone.
         retrieval_score: inner product of query and item vector.
         probabilities: of each action, by name; empty where there is no ranker.
     """
@@ -213,7 +213,7 @@ class Recommender:
     def _scored(
         self, user: _User, profile: Profile, events: Events, item_C: Tensor, score_C: Tensor, weight: float
     ) -> list[RecommendedItem]:
-        """The items in the order given; `weight` is that of retrieval beside a ranker."""
+        """The items in the order given; `weight` is that of what comes next, beside a ranker."""
         loaded = self._artifact
         probability_CA, worth_C = torch.zeros((len(item_C), 0)), None
         if self._ranker is not None and len(item_C):
