@@ -1,4 +1,5 @@
-"""Co-visits: what stands behind what in the training timelines, and how much a user's latest clicks therefore speak for a candidate.
+"""Co-visits: what stands behind what in the training timelines, and how much a user's latest clicks therefore speak for a candidate; and
+how often each item was clicked at all.
 
 A model of low rank blurs what a table of pairs keeps: that these two items, of all, are taken one after the other. So the counts know
 something that the two-tower does not, and the other way round. It is the oldest of recommenders (Linden, Smith and York, 2003,
@@ -28,15 +29,17 @@ DECAY = 0.8  # of what an event says, with each event after it
 
 
 class CoVisits(NamedTuple):
-    """What stands near each item.
+    """What stands near each item, and how popular it is.
 
     Attributes:
         item_NK: of each of the items 0..N the K that belong to it most, int32 [N + 1, K]; 0 where there are fewer.
         weight_NK: how much, float32 [N + 1, K]; see `count_co_visits`.
+        clicks_N: training clicks of each item, int32 [N + 1].
     """
 
     item_NK: Ids
     weight_NK: Floats
+    clicks_N: Ids
 
     def scores(self, item_S: Ids, clicked_S: NDArray[np.bool_], item_C: Ids) -> Floats:
         """What a user's events say for candidates: the sum over the clicked ones of `DECAY^age * weight`, [C].
@@ -59,10 +62,14 @@ class CoVisits(NamedTuple):
         sums_C = np.bincount(order_C[place_SK[found_SK]], weight_SK[found_SK], len(item_C))
         return sums_C.astype(np.float32)
 
+    def clicks(self, item_C: Ids) -> Ids:
+        """Training clicks of dense items [C]; none of those that were added to the catalogue."""
+        return np.where(item_C < len(self.clicks_N), self.clicks_N[np.minimum(item_C, len(self.clicks_N) - 1)], 0)
+
     def save(self, path: Path) -> None:
         """Write them as safetensors."""
         with written_whole(path) as temporary:
-            save_file({"item": self.item_NK, "weight": self.weight_NK}, temporary)
+            save_file({"item": self.item_NK, "weight": self.weight_NK, "clicks": self.clicks_N}, temporary)
 
     @classmethod
     def load(cls, path: Path) -> "CoVisits":
@@ -73,11 +80,11 @@ class CoVisits(NamedTuple):
         """
         try:
             arrays = load_file(path)
-            found = cls(arrays["item"], arrays["weight"])
+            found = cls(arrays["item"], arrays["weight"], arrays["clicks"])
         except (SafetensorError, OSError, KeyError) as error:
             raise UserError(f"{path} cannot be read as co-visits: {error}.") from error
-        if found.item_NK.ndim != 2 or found.item_NK.shape != found.weight_NK.shape:
-            raise UserError(f"{path} cannot be read as co-visits: item and weight must be of one shape [N + 1, K].")
+        if found.item_NK.shape != found.weight_NK.shape or found.item_NK.shape[:1] != found.clicks_N.shape:
+            raise UserError(f"{path} cannot be read as co-visits: item and weight must be [N + 1, K], clicks [N + 1].")
         return found
 
 
@@ -109,4 +116,6 @@ def count_co_visits(table: Interactions, rows: NDArray[np.integer], neighbours: 
     weight_NK = np.zeros(item_NK.shape, np.float32)
     item_NK[row[kept], place[kept]] = near_NN.col[order[kept]]
     weight_NK[row[kept], place[kept]] = weight[order[kept]]
-    return CoVisits(item_NK, weight_NK)
+    clicked = rows[table.labels_RA[rows, 0] > 0]
+    clicks_N = np.bincount(table.item_R[clicked], minlength=len(item_NK)).astype(np.int32)
+    return CoVisits(item_NK, weight_NK, clicks_N)

@@ -52,7 +52,7 @@ SELECTION = {
     "retrieval": "the epoch of the best NDCG@10 on validation clicks",
     "index": "the cheapest setting that reaches the recall on queries of validation users",
     "ranking": "the epoch of the best mean of click AUC and GAUC on validation rows",
-    "order": "with co-visits: the powers under which validation users' next clicks are most probable among their candidates",
+    "order": "with co-visits: the powers under which validation users' next clicks are most probable",
 }
 
 

@@ -260,13 +260,15 @@ class Pipeline:
         fitted = fitted_order(
             second_stage(self.config, data, models, part, evaluator),
             evaluator.queries(*self._two_tower),
+            models.vectors_ND,
             models.index,
             self.config.serving.candidates,
+            self.config.seed,
         )
         write_json(order, dataclasses.asdict(fitted))
         logger.info(
-            "order of candidates: %.2f times retrieval's score, %.2f times the logarithm of co-visits",
-            *(fitted.retrieval, fitted.co_visits),
+            "order of candidates: retrieval's odds to the power of %.2f, co-visits' to %.2f, popularity's to %.2f",
+            *(fitted.retrieval, fitted.co_visits, fitted.popularity),
         )
 
     def _run_validate(self) -> None:

@@ -330,17 +330,19 @@ class Recommender:
                 self._known.category_N[hit.items_C],
                 hit.scores_C,
                 probability_CA,
-                self._co_visits(user, hit.items_C),
+                *self._counted(user, hit.items_C),
                 hit.scores_C,
                 np.zeros(len(hit.items_C), bool),
             )
             for user, hit, probability_CA in zip(users, hits, probabilities, strict=True)
         ]
 
-    def _co_visits(self, user: User, item_C: Ids) -> Floats:
-        if self._artifact.co_visits is None:
-            return np.zeros(len(item_C), np.float32)
-        return self._artifact.co_visits.scores(user.events.item, user.events.action[:, 0] > 0, item_C)
+    def _counted(self, user: User, item_C: Ids) -> tuple[Floats, Ids]:
+        """Co-visits and clicks of items; zeros where the recommender has none."""
+        co_visits = self._artifact.co_visits
+        if co_visits is None:
+            return np.zeros(len(item_C), np.float32), np.zeros(len(item_C), np.int32)
+        return co_visits.scores(user.events.item, user.events.action[:, 0] > 0, item_C), co_visits.clicks(item_C)
 
     def _list(
         self, asked: _Asked, hits: AllowedHits, found: Candidates

@@ -62,7 +62,8 @@ def test_weights_are_those_counted_pair_by_pair_and_the_largest_are_kept(table: 
 
 def random_co_visits(random: np.random.Generator, items: int, neighbours: int) -> CoVisits:
     item_NK = np.stack([random.permutation(items)[:neighbours] + 1 for _ in range(items + 1)]).astype(np.int32)
-    return CoVisits(item_NK, random.random(item_NK.shape, np.float32))
+    clicks_N = random.integers(0, 50, items + 1, dtype=np.int32)
+    return CoVisits(item_NK, random.random(item_NK.shape, np.float32), clicks_N)
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,7 +87,7 @@ def test_a_score_is_the_decayed_sum_of_the_clicked_events_weights(
     found = co_visits.scores(item_S, clicked_S, item_C)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     if np.all(item_S <= 12):  # nothing is added in the mirror
-        arrays = torch.from_numpy(co_visits.item_NK), torch.from_numpy(co_visits.weight_NK)
+        arrays = map(torch.from_numpy, co_visits)
         asked = (torch.from_numpy(array) for array in (item_S.astype(np.int64), clicked_S, item_C.astype(np.int64)))
         np.testing.assert_allclose(mirror.CoVisits(*arrays).scores(*asked), found, rtol=1e-5, atol=1e-6)
 
@@ -94,15 +95,17 @@ def test_a_score_is_the_decayed_sum_of_the_clicked_events_weights(
 def random_signals(random: np.random.Generator, *, ranked: bool, size: int = 20) -> Signals:
     worth_C = random.random(size).astype(np.float32) if ranked else None
     co_visits_C = (random.random(size) * (random.random(size) < 0.4)).astype(np.float32)
-    return Signals(3 * random.normal(size=size).astype(np.float32), worth_C, co_visits_C)
+    clicks_C = random.integers(0, 100, size, dtype=np.int32)
+    return Signals(3 * random.normal(size=size).astype(np.float32), worth_C, co_visits_C, clicks_C)
 
 
 @pytest.mark.parametrize("ranked", [True, False])
 def test_candidates_are_ordered_by_the_product_of_what_is_known_of_them(ranked: bool) -> None:
     signals = random_signals(np.random.default_rng(1), ranked=ranked)
-    order = Order(retrieval=0.7, co_visits=0.4)
+    order = Order(retrieval=0.7, co_visits=0.4, popularity=0.2)
     worth_C = np.ones(20) if signals.worth_C is None else signals.worth_C
-    product_C = worth_C * np.exp(0.7 * signals.retrieval_C) * (1 + signals.co_visits_C / FLOOR) ** 0.4
+    counted_C = (1 + signals.co_visits_C / FLOOR) ** 0.4 * (1.0 + signals.clicks_C) ** 0.2
+    product_C = worth_C * np.exp(0.7 * signals.retrieval_C) * counted_C
     found_C = fused(order, signals)
     np.testing.assert_array_equal(np.argsort(found_C), np.argsort(product_C))
     tensors = [None if each is None else torch.from_numpy(each) for each in signals]
@@ -120,56 +123,83 @@ def test_candidates_are_ordered_by_the_product_of_what_is_known_of_them(ranked: 
 
 @pytest.mark.parametrize("ranked", [True, False])
 def test_fitted_powers_are_those_that_choices_were_drawn_from(ranked: bool) -> None:
-    random, planted = np.random.default_rng(2), Order(retrieval=1.2, co_visits=0.4)
-    signals = [random_signals(random, ranked=ranked) for _ in range(4000)]
+    random, planted = np.random.default_rng(2), Order(retrieval=1.2, co_visits=0.4, popularity=0.3)
+    signals = [random_signals(random, ranked=ranked) for _ in range(5000)]
     clicked = []
     for each in signals:
         # A sharper choice from the same order, which the powers' ratios alone tell.
         score_C = fused(planted, each) ** 1.5 if ranked else fused(planted, each)
         odds_C = score_C if ranked else np.exp(score_C - score_C.max())
         clicked.append(np.arange(20) == random.choice(20, p=np.asarray(odds_C, float) / odds_C.sum(dtype=float)))
-    found = fit_order(signals, clicked)
+    found = fit_order(signals, clicked, [np.zeros(20)] * len(signals))
     for name, power in dataclasses.asdict(planted).items():
-        assert dataclasses.asdict(found)[name] == pytest.approx(power, abs=0.06), name
+        assert dataclasses.asdict(found)[name] == pytest.approx(power, abs=0.08), name
 
 
 def test_no_other_powers_have_a_smaller_loss() -> None:
     random = np.random.default_rng(3)
     signals = [random_signals(random, ranked=True) for _ in range(50)]
     clicked = [random.random(20) < 0.1 for _ in signals]  # several, or none
+    count = [np.where(hit, 1, random.integers(1, 9, 20)) for hit in clicked]
 
-    def loss(a: float, b: float, c: float) -> float:
-        total = PRECISION / 2 * ((a - 1) ** 2 + (b - 1) ** 2 + c**2)
-        for each, hit_C in zip(signals, clicked, strict=True):
+    def loss(a: float, b: float, c: float, d: float) -> float:
+        total = PRECISION / 2 * ((a - 1) ** 2 + (b - 1) ** 2 + c**2 + d**2)
+        for each, hit_C, n_C in zip(signals, clicked, count, strict=True):
             assert each.worth_C is not None
             odds_C = each.worth_C**a * np.exp(b * each.retrieval_C) * (1 + each.co_visits_C / FLOOR) ** c
-            total -= float(np.log(odds_C[hit_C] / odds_C.sum()).sum())
+            odds_C = odds_C * (1.0 + each.clicks_C) ** d
+            total -= float(np.log(odds_C[hit_C] / (n_C * odds_C).sum()).sum())
         return total
 
-    found, axis = fit_order(signals, clicked), np.linspace(LEAST_WORTH, 1.5, 30)
-    best_of_all = min(loss(a, b, c) for a in axis for b in axis for c in (0.0, 0.05, 0.1, 0.2))
-    assert min(loss(a, a * found.retrieval, a * found.co_visits) for a in axis) <= best_of_all + 1e-2
+    found, axis = fit_order(signals, clicked, [np.log(n) for n in count]), np.linspace(LEAST_WORTH, 1.5, 12)
+    few = (0.0, 0.05, 0.1, 0.2)
+    best_of_all = min(loss(a, b, c, d) for a in axis for b in axis for c in few for d in few)
+    on_the_ray = (loss(a, *(a * power for power in vars(found).values())) for a in np.linspace(LEAST_WORTH, 1.5, 60))
+    assert min(on_the_ray) <= best_of_all + 1e-2
 
 
-def test_where_no_candidate_was_clicked_the_order_stays() -> None:
+def test_draws_stand_for_the_rest_of_the_catalogue() -> None:
+    random = np.random.default_rng(7)
+    signals = [random_signals(random, ranked=False, size=300) for _ in range(300)]
+    clicked = [np.arange(300) == random.choice(300, p=_softmax(fused(Order(0.9, 0.3, 0.2), each))) for each in signals]
+    whole = fit_order(signals, clicked, [np.zeros(300)] * 300)
+    drawn, hits, counts = [], [], []
+    for each, hit_C in zip(signals, clicked, strict=True):
+        known_C = hit_C | (
+            each.retrieval_C >= np.sort(each.retrieval_C)[-30]
+        )  # the draws are of the many that matter little
+        rest_M = random.choice(np.flatnonzero(~known_C), 60, replace=False)
+        kept = np.concatenate([np.flatnonzero(known_C), rest_M])
+        drawn.append(Signals(*(field if field is None else field[kept] for field in each)))
+        hits.append(hit_C[kept])
+        counts.append(np.log(np.repeat([1.0, (~known_C).sum() / 60], [known_C.sum(), 60])))
+    assert vars(fit_order(drawn, hits, counts)) == pytest.approx(vars(whole), abs=0.1)
+
+
+def _softmax(score_C: np.ndarray) -> np.ndarray:
+    odds_C = np.exp(np.asarray(score_C, float) - score_C.max())
+    return odds_C / odds_C.sum()
+
+
+def test_where_nothing_was_clicked_the_order_stays() -> None:
     signals = random_signals(np.random.default_rng(4), ranked=True)
-    assert fit_order([signals], [np.zeros(20, bool)]) == fit_order([], []) == Order()
+    assert fit_order([signals], [np.zeros(20, bool)], [np.zeros(20)]) == fit_order([], [], []) == Order()
 
 
 def test_files_come_back_and_others_are_refused(tmp_path: Path) -> None:
     co_visits, path, order = random_co_visits(np.random.default_rng(5), 6, 3), tmp_path / "pairs", tmp_path / "order"
     co_visits.save(path)
-    write_json(order, dataclasses.asdict(Order(0.2, 0.3)))
+    write_json(order, dataclasses.asdict(Order(0.2, 0.3, 0.4)))
     for found in (CoVisits.load(path), mirror.CoVisits.load(path)):
         for one, other in zip(found, co_visits, strict=True):
             np.testing.assert_array_equal(one, other)
-    assert mirror.Order.load(order) == mirror.Order(0.2, 0.3)
-    write_json(order, {"retrieval": -1, "co_visits": 0})
+    assert mirror.Order.load(order) == mirror.Order(0.2, 0.3, 0.4)
+    write_json(order, {"retrieval": -1, "co_visits": 0, "popularity": 0})
     with pytest.raises(MirrorError, match="negative"):
         mirror.Order.load(order)
-    CoVisits(co_visits.item_NK[:2], co_visits.weight_NK).save(path)
+    co_visits._replace(weight_NK=co_visits.weight_NK[:2]).save(path)
     for kind, error in ((CoVisits, UserError), (mirror.CoVisits, MirrorError)):
-        with pytest.raises(error, match="one shape"):
+        with pytest.raises(error, match="cannot be read as co-visits: item"):
             kind.load(path)
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read as co-visits"):

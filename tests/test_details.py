@@ -114,6 +114,9 @@ class ForHalf(NamedTuple):
     def scores(self, item_S, clicked_S, item_C):
         return np.where(item_C % 2, np.float32(0.01 / (1 + len(item_S) + clicked_S.sum())), np.float32(0))
 
+    def clicks(self, item_C):
+        return item_C % 5
+
 
 @pytest.mark.parametrize(
     ("exclude_seen", "weight", "ranked", "co_visits"),
@@ -129,7 +132,7 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, 
     vectors, queries = generator.normal(size=(29, 3)), generator.normal(size=(len(evaluator.users), 3))
     items = np.arange(1, 30, dtype=np.int32)
     index, worth_N1 = build_index(vectors, items, IndexConfig(kind="exact")), generator.random(30)
-    order = Order(retrieval=0.6, co_visits=0.5)
+    order = Order(retrieval=0.6, co_visits=0.5, popularity=0.3)
     second = two_stage.SecondStage(
         evaluator, ByNumber(worth_N1) if ranked else None, ForHalf() if co_visits else None, order, weight
     )
@@ -146,7 +149,8 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, 
 
         def score(item, query=query, events=events):
             near = 0.01 / (1 + events) if co_visits and item % 2 else 0.0
-            odds = np.exp(0.6 * (vectors[item - 1] @ query)) * (1 + near / FLOOR) ** 0.5
+            often = (1 + item % 5) ** 0.3 if co_visits else 1.0
+            odds = np.exp(0.6 * (vectors[item - 1] @ query)) * (1 + near / FLOOR) ** 0.5 * often
             return worth_N1[item] * odds**weight if ranked else odds
 
         best = sorted(nearest[:9], key=lambda item: -score(item))
@@ -168,25 +172,25 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, 
         np.testing.assert_array_equal(ranks.lists_UK, lists)
 
 
-def test_the_order_is_fitted_on_what_users_clicked_among_their_candidates():
+def test_the_order_is_fitted_on_what_users_clicked_in_the_whole_catalogue(monkeypatch):
     generator = np.random.default_rng(6)
     known = TrainVocabulary(np.arange(14, dtype=np.int32), np.arange(30, dtype=np.int32))
     evaluator = RetrievalEvaluator(TABLE, known, TRAIN, ROWS, max_length=8, events_per_batch=64)
     vectors, queries = generator.normal(size=(29, 3)), generator.normal(size=(len(evaluator.users), 3))
-    items = np.arange(1, 30, dtype=np.int32)
-    worth_N1 = generator.random(30)
+    items, worth_N1 = np.arange(1, 30, dtype=np.int32), generator.random(30)
     second = two_stage.SecondStage(evaluator, ByNumber(worth_N1), ForHalf(), Order(), 1.0)
     index = build_index(vectors, items, IndexConfig(kind="exact"))
     signals, clicked = [], []
     for user, query in zip(evaluator.users, queries, strict=True):
         targets = {TABLE.item_R[row] for row in ROWS if TABLE.user_R[row] == user and TABLE.labels_RA[row, 0]}
         rows = [row for row in TRAIN if TABLE.user_R[row] == user]
-        fresh = [item for item in items if item not in {TABLE.item_R[row] for row in rows}]
-        nearest = np.array(sorted(fresh, key=lambda item: -vectors[item - 1] @ query)[:9])
-        near_C = ForHalf().scores(np.zeros(len(rows)), TABLE.labels_RA[rows, 0], nearest)
-        signals.append(Signals(vectors[nearest - 1] @ query, worth_N1[nearest], near_C))
-        clicked.append(np.isin(nearest, list(targets)))
-    expected = fit_order(signals, clicked)
-    found = two_stage.fitted_order(second, queries, index, 9)
+        fresh = np.array([item for item in items if item not in {TABLE.item_R[row] for row in rows}])
+        near_C = ForHalf().scores(np.zeros(len(rows)), TABLE.labels_RA[rows, 0], fresh)
+        signals.append(Signals(vectors[fresh - 1] @ query, worth_N1[fresh], near_C, fresh % 5))
+        clicked.append(np.isin(fresh, list(targets)))
+    expected = fit_order(signals, clicked, [np.zeros(len(hit)) for hit in clicked])
+    assert expected != Order()
+    # With so many draws that each item is drawn, each stands for itself.
+    monkeypatch.setattr(two_stage, "FIT_DRAWS", 2000)
+    found = two_stage.fitted_order(second, queries, vectors, index, 9, seed=0)
     assert vars(found) == pytest.approx(vars(expected), abs=1e-3)
-    assert found != Order()

@@ -16,11 +16,12 @@ HISTORY, DECAY, FLOOR = 32, 0.8, 1e-3
 
 
 class CoVisits(NamedTuple):
-    """What stands near each item, on the CPU: `item_NK`, the K items that belong to it most, int32 [N + 1, K], 0 where there are fewer, and
-    `weight_NK`, how much, float32."""
+    """What stands near each item, on the CPU: `item_NK`, the K items that belong to it most, int32 [N + 1, K], 0 where there are fewer,
+    `weight_NK`, how much, float32, and `clicks_N`, training clicks of each item."""
 
     item_NK: Tensor
     weight_NK: Tensor
+    clicks_N: Tensor
 
     @classmethod
     def load(cls, path: Path) -> "CoVisits":
@@ -29,10 +30,10 @@ class CoVisits(NamedTuple):
         Raises:
             UserError: it holds something else.
         """
-        arrays = safetensors_file.read_named(path, ["item", "weight"])
-        found = cls(arrays["item"], arrays["weight"])
-        if found.item_NK.ndim != 2 or found.item_NK.shape != found.weight_NK.shape:
-            raise UserError(f"{path} cannot be read as co-visits: item and weight must be of one shape. Export again.")
+        arrays = safetensors_file.read_named(path, ["item", "weight", "clicks"])
+        found = cls(arrays["item"], arrays["weight"], arrays["clicks"])
+        if found.item_NK.shape != found.weight_NK.shape or found.item_NK.shape[:1] != found.clicks_N.shape:
+            raise UserError(f"{path} cannot be read as co-visits: item, weight and clicks do not fit. Export again.")
         return found
 
     def scores(self, item_S: Tensor, clicked_S: Tensor, item_C: Tensor) -> Tensor:
@@ -59,10 +60,11 @@ class CoVisits(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """The powers of retrieval's odds and of the co-visits."""
+    """The powers of retrieval's odds, of the co-visits and of the items' clicks."""
 
     retrieval: float = 1.0
     co_visits: float = 0.0
+    popularity: float = 0.0
 
     @classmethod
     def load(cls, path: Path) -> "Order":
@@ -79,10 +81,12 @@ class Order:
             raise UserError(f"{path} cannot be read ({error}). Export again.") from error
         return found
 
-    def fused(self, retrieval_C: Tensor, worth_C: Tensor | None, co_visits_C: Tensor, weight: float) -> Tensor:
+    def fused(
+        self, retrieval_C: Tensor, worth_C: Tensor | None, co_visits_C: Tensor, clicks_C: Tensor, weight: float
+    ) -> Tensor:
         """What orders the candidates [C]: a product with a ranker, a logarithm without; see `tenrec_jax.order.fused`."""
-        log_co_visits_C = self.co_visits * torch.log1p(co_visits_C / FLOOR)
+        counted_C = self.co_visits * torch.log1p(co_visits_C / FLOOR) + self.popularity * torch.log1p(clicks_C.float())
         if worth_C is None:
-            return self.retrieval * retrieval_C + log_co_visits_C
+            return self.retrieval * retrieval_C + counted_C
         best = retrieval_C.max() if len(retrieval_C) else 0.0
-        return worth_C * torch.exp(weight * (self.retrieval * (retrieval_C - best) + log_co_visits_C))
+        return worth_C * torch.exp(weight * (self.retrieval * (retrieval_C - best) + counted_C))

@@ -30,8 +30,8 @@ class RecommendedItem:
 
     Attributes:
         item_id: raw id.
-        score: what the list is ordered by (`Order.fused`): the expected worth of the actions times the odds of retrieval and co-visits, or
-            where there is no ranker the logarithm of these; of given items, with a ranker, the worth alone.
+        score: what the list is ordered by (`Order.fused`): the expected worth of the actions times the odds of retrieval, co-visits and
+            popularity, or where there is no ranker the logarithm of these; of given items, with a ranker, the worth alone.
         retrieval_score: inner product of query and item vector.
         probabilities: of each action, by name; empty where there is no ranker.
     """
@@ -220,11 +220,12 @@ class Recommender:
             state = self._ranker.extend(self._ranker.start(profile), events)
             probability_CA = self._ranker.score(state, *self._of_items(item_C[None]))[0].float().sigmoid().cpu()
             worth_C = probability_CA @ torch.tensor(loaded.rules.action_values)
-        co_visits_C = torch.zeros(len(item_C))
+        co_visits_C = clicks_C = torch.zeros(len(item_C))
         if loaded.co_visits is not None:
             latest = slice(-loaded.max_length, None)
             co_visits_C = loaded.co_visits.scores(user.item[latest], user.action[latest, 0] > 0, item_C)
-        fused_C = loaded.order.fused(score_C, worth_C, co_visits_C, weight)
+            clicks_C = loaded.co_visits.clicks_N[item_C]
+        fused_C = loaded.order.fused(score_C, worth_C, co_visits_C, clicks_C, weight)
         names = loaded.actions if self._ranker is not None else ()
         return [
             RecommendedItem(

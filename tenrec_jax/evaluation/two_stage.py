@@ -28,8 +28,8 @@ from tenrec_jax.timeline import Events, Profile
 T = TypeVar("T")
 
 LENGTH, USERS = 20, 2000
-# The order of candidates is fitted on so many users at most.
-FIT_USERS = 5000
+# The order of candidates is fitted on so many users at most, with so many draws each.
+FIT_USERS, FIT_DRAWS = 5000, 200
 # The ranker alone over the whole catalogue takes seconds a user: fewer users, and no large catalogue.
 RANK_ALL_USERS, RANK_ALL_ITEMS, _BLOCK = 50, 20_000, 4096
 
@@ -96,10 +96,11 @@ class SecondStage(NamedTuple):
     def signals(self, user: int, item_C: np.ndarray, retrieval_C: np.ndarray, block: int) -> Signals:
         """What is known of these dense items for a dense user; `block` is the ranker's."""
         worth_C = None if self.ranker is None else self.ranker.worth(user, item_C, block)
-        co_visits_C = np.zeros(len(item_C), np.float32)
+        co_visits_C, clicks_C = np.zeros(len(item_C), np.float32), np.zeros(len(item_C), np.int32)
         if self.co_visits is not None:
             co_visits_C = self.co_visits.scores(*self.evaluator.history(user), item_C)
-        return Signals(retrieval_C, worth_C, co_visits_C)
+            clicks_C = self.co_visits.clicks(item_C)
+        return Signals(retrieval_C, worth_C, co_visits_C, clicks_C)
 
     def scores(self, user: int, item_C: np.ndarray, retrieval_C: np.ndarray, block: int) -> np.ndarray:
         """What orders them, [C]."""
@@ -114,25 +115,37 @@ class _Outcome:
     milliseconds: dict[str, float]
 
 
-def fitted_order(second: SecondStage, query_UD: np.ndarray, index: ItemIndex, candidates: int) -> Order:
-    """The order of candidates under which the evaluator's users' next clicks are most probable; see `fit_order`.
+def fitted_order(
+    second: SecondStage, query_UD: np.ndarray, vectors_ND: np.ndarray, index: ItemIndex, candidates: int, seed: int
+) -> Order:
+    """The order under which the evaluator's users' next clicks are most probable; see `fit_order`.
+
+    Of the catalogue it takes a user's candidates, what was clicked beside them, and `FIT_DRAWS` uniform draws, which stand for the rest.
 
     Args:
         second: the second stage, whose own order does not matter.
-        query_UD: the users' queries.
+        query_UD: the users' queries. vectors_ND: of items 1..N.
         index: of the first stage.
         candidates: K, handed from one to the other.
+        seed: of the draws.
     """
-    evaluator = second.evaluator
-    signals, clicked = list[Signals](), list[np.ndarray]()
+    evaluator, random = second.evaluator, np.random.default_rng((seed, 5))
+    signals, clicked, log_count = list[Signals](), list[np.ndarray](), list[np.ndarray]()
     for number in tqdm(_spaced(len(evaluator.users), FIT_USERS), desc="order of candidates", leave=False, delay=1):
-        user = int(evaluator.users[number])
-        query_1D, seen = query_UD[number : number + 1], evaluator.excluded_items(user)
-        score_C, item_C, _ = index.search_unseen(query_1D, seen, candidates)
-        if np.isin(evaluator.target_items(user), item_C).any():
-            signals.append(second.signals(user, item_C, score_C, candidates))
-            clicked.append(np.isin(item_C, evaluator.target_items(user)))
-    return fit_order(signals, clicked)
+        user, query_1D = int(evaluator.users[number]), query_UD[number : number + 1]
+        seen = evaluator.excluded_items(user)
+        found_C = index.search_unseen(query_1D, seen, candidates).items_C
+        target_T = np.setdiff1d(np.intersect1d(evaluator.target_items(user), index.item_ids_N), seen)
+        known_C = np.union1d(found_C, target_T)
+        rest_M = np.setdiff1d(random.choice(index.item_ids_N, FIT_DRAWS), np.union1d(known_C, seen))
+        item_C = np.concatenate([known_C, rest_M]).astype(np.int32)
+        rest = index.size - len(np.union1d(known_C, np.intersect1d(seen, index.item_ids_N)))
+        draws_count = np.log(rest / max(1, len(rest_M))) if rest else 0.0
+        retrieval_C = vectors_ND[item_C - 1] @ query_1D[0]
+        signals.append(second.signals(user, item_C, retrieval_C, candidates + FIT_DRAWS))
+        clicked.append(np.isin(item_C, target_T))
+        log_count.append(np.repeat([0.0, draws_count], [len(known_C), len(rest_M)]))
+    return fit_order(signals, clicked, log_count)
 
 
 def two_stage_results(
