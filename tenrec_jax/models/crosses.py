@@ -8,6 +8,7 @@ category; the means of the events before, with their actions, and of the items c
 tallies are sums: both of constant size, whatever the number of events.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,14 +17,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from tenrec_jax.models.blocks import layer_norm
+from tenrec_jax.models.blocks import EncoderConfig, layer_norm
 from tenrec_jax.models.dense import Linear
-from tenrec_jax.models.features import Vocabulary
-from tenrec_jax.models.pooling import MASKED, Pool, empty_pool, prefix_pools
+from tenrec_jax.models.features import FeatureConfig, ItemFeatures, UserFeatures, Vocabulary
+from tenrec_jax.models.pooling import Pool, empty_pool
+from tenrec_jax.models.running_means import extended, means, means_before
 from tenrec_jax.models.slots import Slots
 from tenrec_jax.models.tallies import MatchedRates, no_tallies, tallies_before, with_events
 from tenrec_jax.settings import Natural, Settings
-from tenrec_jax.timeline import Events
+from tenrec_jax.timeline import Events, Profile, Timeline
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,6 @@ class CrossConfig(Settings):
     layers: Natural = 0
     hidden: Natural = 128
     matched_rates: bool = True
-
-
-class Past(NamedTuple):
-    """What is kept of users.
-
-    Attributes:
-        user_BF: the users' own fields, side by side.
-        means: of all events and of the clicked items, pools of two heads [B, 2].
-        tally_BKF: `tallies.no_tallies` and what was added; None where there are no matched rates.
-    """
-
-    user_BF: Array
-    means: Pool
-    tally_BKF: Array | None
 
 
 class CrossNetwork(nnx.Module):
@@ -83,136 +71,120 @@ class DeepNetwork(nnx.Module):
         return x
 
 
+class Past(NamedTuple):
+    """What is kept of users.
+
+    Attributes:
+        user_BF: the users' own fields, side by side.
+        means: of all events and of the clicked items, pools of two heads [B, 2].
+        tally_BKF: of each category, as `tallies` has it; None without matched rates.
+    """
+
+    user_BF: Array
+    means: Pool
+    tally_BKF: Array | None
+
+
 class Crosses(nnx.Module):
-    """From fields to what the head reads, [..., `out_width`].
+    """From the fields to what the head reads, [..., `out_width`].
 
     Args:
-        config: sizes. width: D.
-        vocabulary: table sizes. user_fields, item_fields: how many there are.
-        dropout, hidden_dropout: on the fields and in the deep network.
+        config: sizes.
+        features, encoder: of the ranker, whose dropout falls on the fields and on the hidden layers.
+        vocabulary: table sizes.
     """
 
     def __init__(
         self,
         config: CrossConfig,
-        width: int,
+        features: FeatureConfig,
+        encoder: EncoderConfig,
         vocabulary: Vocabulary,
         *,
-        user_fields: int,
-        item_fields: int,
-        dropout: float,
-        hidden_dropout: float,
         rngs: nnx.Rngs,
     ) -> None:
-        self.categories, self.actions, fields = vocabulary.categories, vocabulary.actions, user_fields + item_fields + 2
-        self.norms = nnx.List(layer_norm(width, rngs) for _ in range(fields))
-        self.user_fields = user_fields
-        self.rates = MatchedRates(self.actions) if config.matched_rates and self.categories > 1 else None
-        inputs = (fields + 1) * width + (0 if self.rates is None else self.rates.width)
+        self.categories, self.actions = vocabulary.categories, vocabulary.actions
+        has_categories = vocabulary.categories > 1
+        user, item, past = (2 + features.user_id, 1 + has_categories, 2)
+        self.user_norms, self.item_norms, self.past_norms = (
+            nnx.List(layer_norm(encoder.width, rngs) for _ in range(fields)) for fields in (user, item, past)
+        )
+        self.rates = MatchedRates(vocabulary.actions) if config.matched_rates and has_categories else None
+        inputs = (user + item + past + 1) * encoder.width + (0 if self.rates is None else self.rates.width)
         self.cross = CrossNetwork(inputs, config.layers, rngs=rngs)
-        self.deep = DeepNetwork(inputs, config.hidden, hidden_dropout, rngs=rngs) if config.hidden else None
-        self.dropout = nnx.Dropout(dropout)
+        self.deep = DeepNetwork(inputs, config.hidden, encoder.dropout, rngs=rngs) if config.hidden else None
+        self.dropout = nnx.Dropout(features.dropout)
         self.out_width = inputs + config.hidden
 
-    def start(self, user: tuple[Array, ...]) -> Past:
-        """The past of users without events, from their fields [B, D] each."""
-        users, width = user[0].shape
-        tally_BKF = None if self.rates is None else no_tallies(users, self.categories, self.actions)
-        return Past(self._user(user, None), empty_pool((users,), 2, width), tally_BKF)
+    def start(self, users: UserFeatures, profile: Profile) -> Past:
+        """The past of users [B] before their first event."""
+        user_BF = self._side_by_side(self.user_norms, users.fields(profile))
+        batch, width = user_BF.shape
+        tally_BKF = None if self.rates is None else no_tallies(batch, self.categories, self.actions)
+        return Past(user_BF, empty_pool((batch,), 2, width // len(self.user_norms)), tally_BKF)
 
-    def extend(self, past: Past, item_BTD: Array, event_BTD: Array, events: Events) -> Past:
-        """The past after further events.
+    def extend(self, past: Past, items: ItemFeatures, event_BTD: Array, events: Events) -> Past:
+        """The past after further events, `event_BTD` their tokens with the actions."""
+        pools = extended(past.means, *self._events(items, event_BTD, events))
+        tally_BKF = None if past.tally_BKF is None else with_events(past.tally_BKF, events)
+        return Past(past.user_BF, pools, tally_BKF)
 
-        Args:
-            past: so far.
-            item_BTD, event_BTD: of each event, the item's vector and the token with the user's actions.
-            events: the same, as they were logged; padding counts for nothing.
-        """
-        pools = self._pools(past.means, item_BTD, event_BTD, events, None, None)
-        tally_BKF = past.tally_BKF if past.tally_BKF is None else with_events(past.tally_BKF, events)
-        return Past(past.user_BF, jax.tree.map(lambda x: x[:, -1], pools), tally_BKF)
-
-    def isolated(self, past: Past, encoded_BCD: Array, item: tuple[Array, ...], category_BC: Array) -> Array:
-        """Candidates against a past.
-
-        Args:
-            encoded_BCD: the candidates as the encoder has them. item: their fields, [B, C, D] each.
-            category_BC: their categories.
-        """
-        known = [past.user_BF, _means(past.means)]
-        known = [jnp.broadcast_to(x[:, None], (*category_BC.shape, x.shape[-1])) for x in known]
-        if self.rates is not None:
+    def isolated(
+        self, past: Past, items: ItemFeatures, item_BC: Array, category_BC: Array, encoded_BCD: Array
+    ) -> Array:
+        """Candidates, `encoded_BCD` as the encoder has them, each crossed with a past."""
+        known_B1F = jnp.concatenate([past.user_BF, means(past.means)], axis=-1)[:, None]
+        fields = [jnp.broadcast_to(known_B1F, (*item_BC.shape, known_B1F.shape[-1]))]
+        if self.rates is not None and past.tally_BKF is not None:
             matched_BCF = jnp.take_along_axis(past.tally_BKF, category_BC[..., None], axis=1)
-            known.append(self.rates(matched_BCF, past.tally_BKF.sum(1, keepdims=True)))
-        return self._crossed([*known, encoded_BCD, self._item(item, None)], None)
+            fields.append(self.rates(matched_BCF, past.tally_BKF.sum(1, keepdims=True)))
+        item_BCF = self._side_by_side(self.item_norms, items.fields(item_BC, category_BC))
+        return self._crossed([*fields, item_BCF, encoded_BCD])
 
     def timeline(
         self,
-        user: tuple[Array, ...],
-        item_BTD: Array,
+        users: UserFeatures,
+        items: ItemFeatures,
         event_BTD: Array,
-        events: Events,
+        timeline: Timeline,
         slots: Slots,
         encoded_BTD: Array,
-        item: tuple[Array, ...],
         rngs: nnx.Rngs | None,
     ) -> Array:
-        """`isolated` for every event of timelines, after the events before it.
+        """`isolated` for every event of timelines, crossed with what was before it.
 
         Args:
-            user: fields of the users of the rows, [B, U, D] each.
-            item_BTD, event_BTD, events: as `extend` has them. slots: whose they are.
-            encoded_BTD, item: as `isolated` has them.
+            users, items: the embeddings.
+            event_BTD: the events' tokens with the actions. slots: whose they are.
+            encoded_BTD: the events as candidates, as the encoder has them.
             rngs: draws dropout; None is deterministic.
         """
-        start = empty_pool(item_BTD.shape[:1], 2, item_BTD.shape[-1])
-        pools = self._pools(start, item_BTD, event_BTD, events, slots.segment, rngs)
-        before_BT2D = jnp.roll(_means(pools), 1, axis=1)
-        known = [slots.own(self._user(user, rngs)), jnp.where(slots.first[..., None], 0.0, before_BT2D)]
+        events = timeline.events
+        user_BUF = self._side_by_side(self.user_norms, users.fields(timeline.profile), rngs)
+        fields = [slots.own(user_BUF), means_before(*self._events(items, event_BTD, events, rngs), slots)]
         if self.rates is not None:
-            known.append(self.rates(*tallies_before(events, slots, self.categories)))
-        return self._crossed([*known, encoded_BTD, self._item(item, rngs)], rngs)
+            fields.append(self.rates(*tallies_before(events, slots, self.categories)))
+        item_BTF = self._side_by_side(self.item_norms, items.fields(events.item, events.category), rngs)
+        return self._crossed([*fields, item_BTF, encoded_BTD], rngs)
 
-    def _user(self, fields: tuple[Array, ...], rngs: nnx.Rngs | None) -> Array:
-        norms = self.norms[: self.user_fields]
-        return jnp.concatenate(
-            [norm(dropped(self.dropout, x, rngs)) for norm, x in zip(norms, fields, strict=True)], -1
-        )
-
-    def _item(self, fields: tuple[Array, ...], rngs: nnx.Rngs | None) -> Array:
-        norms = self.norms[self.user_fields : -2]
-        return jnp.concatenate(
-            [norm(dropped(self.dropout, x, rngs)) for norm, x in zip(norms, fields, strict=True)], -1
-        )
-
-    def _pools(
-        self,
-        start: Pool,
-        item_BTD: Array,
-        event_BTD: Array,
-        events: Events,
-        segment_BT: Array | None,
-        rngs: nnx.Rngs | None,
-    ) -> Pool:
+    def _events(
+        self, items: ItemFeatures, event_BTD: Array, events: Events, rngs: nnx.Rngs | None = None
+    ) -> tuple[Array, Array]:
+        """What the two means are taken of, [B, T, 2, D], and which events count for them, [B, T, 2]."""
+        both = self._side_by_side(self.past_norms, (event_BTD, items(events.item, events.category)), rngs)
         clicked_BT = events.mask & (events.action[..., 0] > 0)
-        counts_BT2 = jnp.stack([events.mask, clicked_BT], axis=-1)
-        x_BT2D = jnp.stack(
-            [norm(dropped(self.dropout, x, rngs)) for norm, x in zip(self.norms[-2:], (event_BTD, item_BTD), strict=True)],
-            axis=2,
-        )
-        return prefix_pools(jnp.where(counts_BT2, 0.0, MASKED), x_BT2D, start, segment_BT)
+        return both.reshape(*both.shape[:-1], 2, -1), jnp.stack([events.mask, clicked_BT], axis=-1)
 
-    def _crossed(self, fields: list[Array], rngs: nnx.Rngs | None) -> Array:
+    def _side_by_side(
+        self, norms: Iterable[nnx.Module], fields: Iterable[Array], rngs: nnx.Rngs | None = None
+    ) -> Array:
+        normed = [norm(dropped(self.dropout, x, rngs)) for norm, x in zip(norms, fields, strict=True)]
+        return jnp.concatenate(normed, axis=-1)
+
+    def _crossed(self, fields: list[Array], rngs: nnx.Rngs | None = None) -> Array:
         x = jnp.concatenate(fields, axis=-1)
         crossed = self.cross(x)
         return crossed if self.deep is None else jnp.concatenate([crossed, self.deep(x, rngs)], axis=-1)
-
-
-def _means(pools: Pool) -> Array:
-    """The means of the heads, side by side; zeros where no token counts."""
-    exists = (pools.maximum > MASKED)[..., None]
-    mean = jnp.where(exists, pools.numerator / jnp.where(exists, pools.denominator[..., None], 1.0), 0.0)
-    return mean.reshape(*mean.shape[:-2], -1)
 
 
 def dropped(dropout: nnx.Dropout, x: Array, rngs: nnx.Rngs | None) -> Array:

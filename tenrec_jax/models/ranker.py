@@ -107,16 +107,7 @@ class Ranker(TimelineRanker):
         width = config.encoder.width
         self.encoder = make_encoder(config.encoder, config.features.max_length, rngs=rngs)
         self.crosses = (
-            Crosses(
-                config.crosses,
-                width,
-                vocabulary,
-                user_fields=2 + config.features.user_id,
-                item_fields=1 + (vocabulary.categories > 1),
-                dropout=config.features.dropout,
-                hidden_dropout=config.encoder.dropout,
-                rngs=rngs,
-            )
+            Crosses(config.crosses, config.features, config.encoder, vocabulary, rngs=rngs)
             if config.crosses.layers
             else None
         )
@@ -136,38 +127,30 @@ class Ranker(TimelineRanker):
             rngs = nnx.Rngs(cross_key)
         deep_BTD = self.encoder.timeline(x_BTD, target_BTD, places, encoder_key)
         if self.crosses is not None:
-            deep_BTD = self.crosses.timeline(
-                self.users.fields(profile),
-                self.items(events.item, events.category),
-                event_tokens(self.items, self.events, events, slots.place),
-                events,
-                slots,
-                deep_BTD,
-                self.items.fields(events.item, events.category),
-                rngs,
-            )
+            event_BTD = event_tokens(self.items, self.events, events, slots.place)
+            deep_BTD = self.crosses.timeline(self.users, self.items, event_BTD, timeline, slots, deep_BTD, rngs)
         return self._logits(deep_BTD, events.item, slots.own(self._bias(profile)))
 
     def start(self, profile: Profile) -> UserState:
         """The state of users [B] before their first event."""
         x_B1D = self.users(profile)[:, None]
-        state = self.encoder.start(len(x_B1D))
-        state = self.encoder.extend(state, x_B1D, jnp.ones(x_B1D.shape[:2], bool))[1]
-        past = None if self.crosses is None else self.crosses.start(self.users.fields(profile))
-        return UserState(state, self._bias(profile), past)
+        encoder = self.encoder.start(len(x_B1D))
+        encoder = self.encoder.extend(encoder, x_B1D, jnp.ones(x_B1D.shape[:2], bool))[1]
+        return UserState(encoder, self._bias(profile), self._start_past(profile))
 
     def extend(self, state: UserState, events: Events) -> UserState:
         """The state after further events, padding at their end; its size does not depend on their number."""
         place_BT = further_places(state.encoder.length_B, events.mask)
         x_BTD = event_tokens(self.items, self.events, events, place_BT)
         encoder = self.encoder.extend(state.encoder, x_BTD, events.mask)[1]
-        return UserState(encoder, state.bias_BA, self._extended(state.past, x_BTD, events))
+        return UserState(encoder, state.bias_BA, self._extend_past(state.past, x_BTD, events))
 
     def score(self, state: UserState, item_BC: Array, category_BC: Array) -> Array:
         """Logits [B, C, A] of candidates; each is a function of the state and that candidate."""
         target_BCD = self._target(item_BC, category_BC, state.encoder.length_B[:, None] - 1)
-        deep_BCD = self.encoder.isolated(state.encoder, target_BCD)
-        return self._isolated_logits(deep_BCD, state.past, item_BC, category_BC, state.bias_BA)
+        encoded_BCD = self.encoder.isolated(state.encoder, target_BCD)
+        deep_BCD = self._crossed(state.past, item_BC, category_BC, encoded_BCD)
+        return self._logits(deep_BCD, item_BC, state.bias_BA[:, None])
 
     def score_after(self, profile: Profile, events: Events, item_BC: Array, category_BC: Array) -> Array:
         """`score` from the state of users [B] after events, for whoever keeps no states: one pass over the layers."""
@@ -176,22 +159,23 @@ class Ranker(TimelineRanker):
         x_BTD = jnp.concatenate([self.users(profile)[:, None], event_BTD], axis=1)
         mask_BT = jnp.pad(events.mask, ((0, 0), (1, 0)), constant_values=True)
         target_BCD = self._target(item_BC, category_BC, events.mask.sum(1, dtype=jnp.int32)[:, None])
-        deep_BCD = self.encoder.isolated_after(x_BTD, mask_BT, target_BCD)
-        past = None if self.crosses is None else self.crosses.start(self.users.fields(profile))
-        past = self._extended(past, event_BTD, events)
-        return self._isolated_logits(deep_BCD, past, item_BC, category_BC, self._bias(profile))
+        encoded_BCD = self.encoder.isolated_after(x_BTD, mask_BT, target_BCD)
+        past = self._extend_past(self._start_past(profile), event_BTD, events)
+        deep_BCD = self._crossed(past, item_BC, category_BC, encoded_BCD)
+        return self._logits(deep_BCD, item_BC, self._bias(profile)[:, None])
 
-    def _extended(self, past: Past | None, event_BTD: Array, events: Events) -> Past | None:
-        if self.crosses is None:
+    def _start_past(self, profile: Profile) -> Past | None:
+        return None if self.crosses is None else self.crosses.start(self.users, profile)
+
+    def _extend_past(self, past: Past | None, event_BTD: Array, events: Events) -> Past | None:
+        if self.crosses is None or past is None:
             return None
-        return self.crosses.extend(past, self.items(events.item, events.category), event_BTD, events)
+        return self.crosses.extend(past, self.items, event_BTD, events)
 
-    def _isolated_logits(
-        self, deep_BCD: Array, past: Past | None, item_BC: Array, category_BC: Array, bias_BA: Array
-    ) -> Array:
-        if self.crosses is not None:
-            deep_BCD = self.crosses.isolated(past, deep_BCD, self.items.fields(item_BC, category_BC), category_BC)
-        return self._logits(deep_BCD, item_BC, bias_BA[:, None])
+    def _crossed(self, past: Past | None, item_BC: Array, category_BC: Array, encoded_BCD: Array) -> Array:
+        if self.crosses is None or past is None:
+            return encoded_BCD
+        return self.crosses.isolated(past, self.items, item_BC, category_BC, encoded_BCD)
 
     def _logits(self, x_BCD: Array, item_BC: Array, bias_BCA: Array) -> Array:
         return self._wide_and(self.head(self.output_norm(x_BCD)), item_BC, bias_BCA)

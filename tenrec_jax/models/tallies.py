@@ -71,7 +71,8 @@ class MatchedRates(nnx.Module):
         self.log_strength = nnx.Param(jnp.full((actions,), jnp.log(STRENGTH)))
 
     def __call__(self, matched: Array, own: Array) -> Array:
-        """Tallies [..., 1 + A], of the category and of all events, to features [..., 2 A + 2]."""
+        """Tallies [..., 1 + A], of the category and, broadcast to them, of all events, to features [..., 2 A + 2]."""
+        own = jnp.broadcast_to(own, matched.shape)
         (m, of_category), (n, of_all) = ((tally[..., :1], tally[..., 1:]) for tally in (matched, own))
         strength = jnp.exp(self.log_strength[...])
         rate = (of_all + 0.5) / (n + 1.0)
