@@ -193,15 +193,6 @@ def test_the_cross_network_equals_its_formula_element_by_element(rivals: dict[st
     np.testing.assert_allclose(cross(np.float32(x0)), x, rtol=1e-4, atol=1e-4)
 
 
-def test_means_before_an_event_equal_those_of_a_loop(train: Any, row: Timeline) -> None:
-    x, found = sample(36, 5), slots_of(row.start, 36)
-    counts = row.events.mask & (row.events.action[..., 0] > 0)
-    means = sys.modules["dcn_v2"].mean_before(np.float32(x)[None], counts, found)
-    for t in range(36):
-        before = [s for s in range(t - int(found.place[0, t]), t) if counts[0, s]]
-        np.testing.assert_allclose(means[0, t], x[before].mean(0) if before else np.zeros(5), atol=1e-6)
-
-
 def test_the_recurrent_states_equal_a_loop_over_tokens(rivals: dict[str, Any], row: Timeline) -> None:
     gru, first, mask = rivals["gru"], slots(row).first, row.events.mask
     x, state, expected = sample(36, 8), np.zeros(8), []

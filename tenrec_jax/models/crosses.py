@@ -160,8 +160,9 @@ class Crosses(nnx.Module):
             rngs: draws dropout; None is deterministic.
         """
         events = timeline.events
-        user_BUF = self._side_by_side(self.user_norms, users.fields(timeline.profile), rngs)
-        fields = [slots.own(user_BUF), means_before(*self._events(items, event_BTD, events, rngs), slots)]
+        user = [slots.own(x_BUD) for x_BUD in users.fields(timeline.profile)]
+        user_BTF = self._side_by_side(self.user_norms, user, rngs)
+        fields = [user_BTF, means_before(*self._events(items, event_BTD, events, rngs), slots)]
         if self.rates is not None:
             fields.append(self.rates(*tallies_before(events, slots, self.categories)))
         item_BTF = self._side_by_side(self.item_norms, items.fields(events.item, events.category), rngs)
