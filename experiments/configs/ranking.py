@@ -30,6 +30,8 @@ def get_config() -> ConfigDict:
     # chance, and a rate is the lower the pickier the users were.
     ranking.bias_start = "effects"
     ranking.pairwise_weight = 1.0
+    # Whether a user likes a category is told by the user's own rates in it, and by little else.
+    ranking.model.crosses.layers = 2
     ranking.train.optimizer.learning_rate = 6e-3
     ranking.train.epochs = 6
     ranking.train.average_decay = 0.99
