@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from layers import Perceptron, Rival
+from layers import Perceptron, Rival, dropped
 
 from tenrec_jax.models.blocks import layer_norm
-from tenrec_jax.models.crosses import CrossNetwork, dropped
+from tenrec_jax.models.crosses import CrossNetwork
 from tenrec_jax.models.features import Vocabulary
 from tenrec_jax.models.ranker import RankerConfig
 from tenrec_jax.models.running_means import means_before

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from layers import Perceptron, Rival
+from layers import Perceptron, Rival, dropped
 
 from tenrec_jax.models.blocks import layer_norm
-from tenrec_jax.models.crosses import dropped
 from tenrec_jax.models.dense import Linear
 from tenrec_jax.models.features import Vocabulary, event_tokens
 from tenrec_jax.models.ranker import RankerConfig

@@ -7,7 +7,6 @@ from flax import nnx
 from jax import Array
 
 from tenrec_jax.models.blocks import layer_norm
-from tenrec_jax.models.crosses import dropped
 from tenrec_jax.models.dense import Linear
 from tenrec_jax.models.features import Vocabulary
 from tenrec_jax.models.heads import make_head
@@ -57,3 +56,8 @@ class Perceptron(nnx.Module):
         for layer, activation in zip(self.layers, self.activations, strict=True):
             x = dropped(self.dropout, activation(layer(x)), rngs)
         return x
+
+
+def dropped(dropout: nnx.Dropout, x: Array, rngs: nnx.Rngs | None) -> Array:
+    """`x` after dropout, whose next key `rngs` draws; without it, as it is."""
+    return x if rngs is None else dropout(x, rngs=rngs)

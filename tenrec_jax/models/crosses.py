@@ -67,7 +67,7 @@ class DeepNetwork(nnx.Module):
     def __call__(self, x: Array, rngs: nnx.Rngs | None) -> Array:
         """[..., inputs] to [..., hidden]; `rngs` draws dropout, None is deterministic."""
         for layer in self.layers:
-            x = dropped(self.dropout, jax.nn.relu(layer(x)), rngs)
+            x = self.dropout(jax.nn.relu(layer(x)), deterministic=rngs is None, rngs=rngs)
         return x
 
 
@@ -179,15 +179,10 @@ class Crosses(nnx.Module):
     def _side_by_side(
         self, norms: Iterable[nnx.Module], fields: Iterable[Array], rngs: nnx.Rngs | None = None
     ) -> Array:
-        normed = [norm(dropped(self.dropout, x, rngs)) for norm, x in zip(norms, fields, strict=True)]
-        return jnp.concatenate(normed, axis=-1)
+        kept = (self.dropout(x, deterministic=rngs is None, rngs=rngs) for x in fields)
+        return jnp.concatenate([norm(x) for norm, x in zip(norms, kept, strict=True)], axis=-1)
 
     def _crossed(self, fields: list[Array], rngs: nnx.Rngs | None = None) -> Array:
         x = jnp.concatenate(fields, axis=-1)
         crossed = self.cross(x)
         return crossed if self.deep is None else jnp.concatenate([crossed, self.deep(x, rngs)], axis=-1)
-
-
-def dropped(dropout: nnx.Dropout, x: Array, rngs: nnx.Rngs | None) -> Array:
-    """`x` after dropout, whose next key `rngs` draws; without it, as it is."""
-    return x if rngs is None else dropout(x, rngs=rngs)
