@@ -35,7 +35,7 @@ NATIVE = {
 }
 MODELS = {
     "additive, PLE, crosses": mirrors.ranker_description(
-        head="ple", crosses=CrossConfig(layers=2, hidden=8, members=2), positions="learned"
+        head="ple", crosses=CrossConfig(layers=2, hidden=8), positions="learned"
     ),
     "additive, SwiGLU, MMoE": mirrors.ranker_description(
         dataclasses.replace(mirrors.ENCODER, activation="swiglu", pre_norm=False), "mmoe", positions="sinusoidal"

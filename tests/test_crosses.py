@@ -1,21 +1,13 @@
 """What the crosses know of a user's past, against plain loops over the events."""
 
-import dataclasses
-from pathlib import Path
-
-import jax
 import mirrors
 import numpy as np
 import pytest
 from scipy.special import logit
-from short_training import config
 
 from tenrec_jax.models import running_means, tallies
-from tenrec_jax.models.crosses import CrossConfig
 from tenrec_jax.models.pooling import empty_pool
 from tenrec_jax.models.slots import Slots, slots_of
-from tenrec_jax.parameters import assembled, named
-from tenrec_jax.run_data import RunData
 from tenrec_jax.timeline import Events, Timeline
 
 SLOTS, CATEGORIES, ACTIONS = 41, mirrors.VOCABULARY.categories, mirrors.VOCABULARY.actions
@@ -96,32 +88,3 @@ def test_matched_rates_are_shares_smoothed_towards_the_users_own() -> None:
     found = rates(*(np.float32(np.concatenate(pair, axis=1)) for pair in ((m, matched), (n, of_all))))
     expected = [logit(smoothed) - logit(own), logit(own) / 4, np.log1p(m) / 4, np.log1p(n) / 4]
     np.testing.assert_allclose(found, np.concatenate(expected, axis=1), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.usefixtures("quick_compilation")
-def test_each_member_is_trained_by_a_loss_of_its_own(short_table: Path) -> None:
-    ranking = config().ranking
-    model = dataclasses.replace(ranking.model, crosses=CrossConfig(layers=1, hidden=0, members=2))
-    run = dataclasses.replace(config(), ranking=dataclasses.replace(ranking, model=model, pairwise_weight=1.0))
-    task = RunData(run, short_table, 1).ranking_task(lambda _: (0.0, {}))
-    start, batch = jax.jit(task.init)(jax.random.key(0)), jax.tree.map(jax.numpy.asarray, task.batch(0))
-    leaves, random = named(start), np.random.default_rng(0)
-    for name, space in task.tables.items():
-        leaves[name] = np.take(leaves[name], batch.ids[space], axis=0, mode="clip")
-    for member in ("0", "1"):  # zero in a fresh model
-        name = f"crosses.members.{member}.head.kernel"
-        leaves[name] = random.standard_normal(leaves[name].shape, np.float32)
-
-    @jax.jit
-    def gradients(leaves: dict) -> dict:
-        loss = jax.grad(lambda leaves: task.loss(assembled(start, leaves), batch, jax.random.key(1)).total)
-        return loss(leaves)
-
-    other = {name: 2 * leaf if ".members.1." in name else leaf for name, leaf in leaves.items()}
-    one, two = gradients(leaves), gradients(other)
-    of_first = [name for name in leaves if ".members.0." in name]
-    assert of_first
-    for name in of_first:
-        assert np.abs(one[name]).max() > 0
-        np.testing.assert_array_equal(one[name], two[name])
-    assert np.abs(one["encoder.final_norm.scale"] - two["encoder.final_norm.scale"]).max() > 0

@@ -62,11 +62,7 @@ def serve(model: Any, profile: Any, events: Events, item: np.ndarray, category: 
     positions=st.sampled_from(["none", "learned", "sinusoidal"]),
     head=st.sampled_from(["shared_bottom", "mmoe", "ple", "esmm"]),
     crosses=st.builds(
-        CrossConfig,
-        layers=st.integers(0, 2),
-        hidden=st.sampled_from([0, 5]),
-        members=st.integers(1, 2),
-        matched_rates=st.booleans(),
+        CrossConfig, layers=st.integers(0, 2), hidden=st.sampled_from([0, 5]), matched_rates=st.booleans()
     ),
     slots=st.sampled_from([1, 5, 32, 33, 70]),
     candidates=st.sampled_from([1, 7]),

@@ -23,7 +23,7 @@ from tenrec_jax.timeline import Events, Profile, Timeline
 
 VOCABULARY = Vocabulary(users=6, items=40, genders=3, ages=8, categories=3, actions=4)
 ENCODER = EncoderConfig(num_layers=2, width=16, num_heads=2, hidden=24, recency_bias=True)
-CROSSES = CrossConfig(layers=2, hidden=8, members=2)
+CROSSES = CrossConfig(layers=2, hidden=8)
 
 
 def timeline(length: int, *, real: int | None = None) -> Timeline:
@@ -65,12 +65,10 @@ def ranker(
     crosses: CrossConfig = CROSSES,
 ) -> Ranker:
     features = FeatureConfig(positions=positions, user_id=user_id, max_length=12, init_scale=0.5)
-    encoder = dataclasses.replace(ENCODER, attention=attention)
-    config = RankerConfig(features, encoder, HeadsConfig(head, experts=2, expert_width=8), crosses)
-    model = Ranker(config, VOCABULARY, rngs=nnx.Rngs(0))
-    heads = [model.head] if model.crosses is None else [member.head for member in model.crosses.members]
-    kernels = [(each.towers if head in ("mmoe", "ple") else each).kernel for each in heads]
-    for seed, leaf in enumerate((model.item_bias.embedding, *kernels)):  # zero in a fresh model
+    encoder, heads = dataclasses.replace(ENCODER, attention=attention), HeadsConfig(head, experts=2, expert_width=8)
+    model = Ranker(RankerConfig(features, encoder, heads, crosses), VOCABULARY, rngs=nnx.Rngs(0))
+    last = model.head.towers if head in ("mmoe", "ple") else model.head
+    for leaf, seed in ((last.kernel, 1), (model.item_bias.embedding, 2)):  # zero in a fresh model
         leaf[...] = jax.random.normal(jax.random.key(seed), leaf.shape)
     return model
 

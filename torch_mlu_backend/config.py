@@ -112,13 +112,11 @@ class CrossConfig:
     Attributes:
         layers: of the cross network; 0 leaves all of it out.
         hidden: width of the two layers of the deep network; 0 is none.
-        members: so many of both networks and the head; the mean of their logits is the answer.
         matched_rates: one more field, of how the user has met the candidate's category.
     """
 
     layers: int = 0
     hidden: int = 128
-    members: int = 1
     matched_rates: bool = True
 
 

@@ -42,7 +42,7 @@ def pair(sizes: Sizes) -> tuple[Ranker, modules.Ranker]:
     config = RankerConfig(FeatureConfig(), encoder)
     ranker = Ranker(config, VOCABULARY, rngs=nnx.Rngs(0))
     # Zero before training, which would make all scores equal.
-    kernel = ranker.head.kernel
+    kernel = ranker.head.kernel  # type: ignore[attr-defined]
     kernel[...] = jax.random.normal(jax.random.key(1), kernel.shape) * sizes.width**-0.5
     mirror = modules.Ranker(
         mirror_config.from_mapping(dataclasses.asdict(config), mirror_config.RankerConfig, "config"),

@@ -35,7 +35,7 @@ def _own(name: str) -> tuple[Leaf, ...]:
 
 
 class Row(NamedTuple):
-    """A layer: a pattern of its path here (`{level}` stands for a number each time), its name there, its parameters."""
+    """A layer: a pattern of its path here (`{level}` stands for a number), its name there, its parameters."""
 
     flax: str
     torch: str
@@ -64,28 +64,14 @@ PAPER_ATTENTION = (
     Row("key_att", "key_att", LINEAR),
     Row("transform", "transform", LINEAR),
 )
-HEAD = (
-    Row("head", "head", LINEAR),
-    Row("head.experts", "head.experts", LINEAR),
-    Row("head.gates", "head.gates", LINEAR),
-    Row("head.towers", "head.towers", EINSUM),
-    Row("head.levels.{level}.experts", "head.levels.{level}.experts", EINSUM),
-    Row("head.levels.{level}.gates", "head.levels.{level}.gates", EINSUM),
-    Row("head.levels.{level}.shared_gate", "head.levels.{level}.shared_gate", LINEAR),
-)
-MEMBER = (
-    Row("cross.layers.{level}", "cross.layers.{level}", LINEAR),
-    Row("deep.layers.{level}", "deep.layers.{level}", LINEAR),
-    Row("norm", "norm", LAYER_NORM),
-    *HEAD,
-)
-CROSSES = (
-    Row("user_norms.{level}", "user_norms.{level}", LAYER_NORM),
-    Row("item_norms.{level}", "item_norms.{level}", LAYER_NORM),
-    Row("past_norms.{level}", "past_norms.{level}", LAYER_NORM),
-    Row("rates", "rates", _own("log_strength")),
-    *(Row(f"members.{{level}}.{row.flax}", f"members.{{level}}.{row.torch}", row.leaves) for row in MEMBER),
-)
+CROSSES = {
+    "user_norms.{level}": LAYER_NORM,
+    "item_norms.{level}": LAYER_NORM,
+    "past_norms.{level}": LAYER_NORM,
+    "rates": _own("log_strength"),
+    "cross.layers.{level}": LINEAR,
+    "deep.layers.{level}": LINEAR,
+}
 TOWERS = (
     Row("users.id", "users.id", EMBEDDING),
     Row("users.gender", "users.gender", EMBEDDING),
@@ -100,9 +86,15 @@ TOWERS = (
     *(Row(f"encoder.{row.flax}", f"encoder.{row.torch}", row.leaves) for row in ENCODER),
     Row("item_bias", "item_bias", EMBEDDING),
     Row("user_bias", "user_bias", EMBEDDING),
-    *(Row(f"crosses.{row.flax}", f"crosses.{row.torch}", row.leaves) for row in CROSSES),
+    *(Row(f"crosses.{layer}", f"crosses.{layer}", leaves) for layer, leaves in CROSSES.items()),
     Row("output_norm", "output_norm", LAYER_NORM),
-    *HEAD,
+    Row("head", "head", LINEAR),
+    Row("head.experts", "head.experts", LINEAR),
+    Row("head.gates", "head.gates", LINEAR),
+    Row("head.towers", "head.towers", EINSUM),
+    Row("head.levels.{level}.experts", "head.levels.{level}.experts", EINSUM),
+    Row("head.levels.{level}.gates", "head.levels.{level}.gates", EINSUM),
+    Row("head.levels.{level}.shared_gate", "head.levels.{level}.shared_gate", LINEAR),
 )
 ORIGINAL_RANKER = (
     Row("user_embedding", "user_embedding", EMBEDDING),
@@ -188,7 +180,7 @@ def to_flax(table: Iterable[Row], weights: Mapping[str, Any], like: Mapping[str,
 
 def _names(table: Iterable[Row], paths: Iterable[str]) -> dict[str, Name]:
     patterns = {
-        re.escape(f"{row.flax}.{leaf.flax}").replace(r"\{level\}", r"(\d+)"): Name(
+        re.escape(f"{row.flax}.{leaf.flax}").replace(r"\{level\}", r"(?P<level>\d+)"): Name(
             f"{row.torch}.{leaf.torch}", leaf.transpose
         )
         for row in table
@@ -201,9 +193,8 @@ def _names(table: Iterable[Row], paths: Iterable[str]) -> dict[str, Name]:
             unknown.append(path)
             continue
         match, name = found[0]
-        for number in match.groups():
-            name = name._replace(torch=name.torch.replace("{level}", number, 1))
-        names[path] = name
+        numbers = match.groupdict()
+        names[path] = name._replace(torch=name.torch.replace("{level}", numbers.get("level", "")))
     if unknown:
         raise UserError(f"the mirror has no name for {', '.join(sorted(unknown))}: add a row to interop/names.py.")
     return names

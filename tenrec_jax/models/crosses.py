@@ -20,12 +20,11 @@ from jax import Array
 from tenrec_jax.models.blocks import EncoderConfig, layer_norm
 from tenrec_jax.models.dense import Linear
 from tenrec_jax.models.features import FeatureConfig, ItemFeatures, UserFeatures, Vocabulary
-from tenrec_jax.models.heads import HeadsConfig, make_head
 from tenrec_jax.models.pooling import Pool, empty_pool
 from tenrec_jax.models.running_means import extended, means, means_before
 from tenrec_jax.models.slots import Slots
 from tenrec_jax.models.tallies import MatchedRates, no_tallies, tallies_before, with_events
-from tenrec_jax.settings import Count, Natural, Settings
+from tenrec_jax.settings import Natural, Settings
 from tenrec_jax.timeline import Events, Profile, Timeline
 
 
@@ -36,15 +35,11 @@ class CrossConfig(Settings):
     Attributes:
         layers: of the cross network; 0 leaves all of it out, and the encoded candidate goes to the head alone.
         hidden: width of the two layers of the deep network; 0 is none.
-        members: so many of both networks and the head over the same fields, each trained by a loss of its own; their mean logits are the
-            answer. They disagree where the log is too small to decide, and their mean errs less than each (a deep ensemble:
-            Lakshminarayanan et al., 2017, arXiv:1612.01474; over shared inputs: Gorishniy et al., 2025, arXiv:2410.24210).
         matched_rates: one more field, of how the user has met the candidate's category (`tallies.MatchedRates`), in a log with categories.
     """
 
     layers: Natural = 0
     hidden: Natural = 128
-    members: Count = 1
     matched_rates: bool = True
 
 
@@ -76,29 +71,6 @@ class DeepNetwork(nnx.Module):
         return x
 
 
-class Member(nnx.Module):
-    """A cross network and a deep one side by side, and the head upon them.
-
-    Args:
-        config: sizes. heads: of the ranker.
-        inputs: width F of all fields together. actions: A.
-        dropout: in the deep network.
-    """
-
-    def __init__(
-        self, config: CrossConfig, heads: HeadsConfig, inputs: int, actions: int, dropout: float, *, rngs: nnx.Rngs
-    ) -> None:
-        self.cross = CrossNetwork(inputs, config.layers, rngs=rngs)
-        self.deep = DeepNetwork(inputs, config.hidden, dropout, rngs=rngs) if config.hidden else None
-        self.norm = layer_norm(inputs + config.hidden, rngs)
-        self.head = make_head(heads, inputs + config.hidden, actions, rngs=rngs)
-
-    def __call__(self, x: Array, rngs: nnx.Rngs | None) -> Array:
-        """[..., F] to the head's outputs [..., A]."""
-        y = self.cross(x) if self.deep is None else jnp.concatenate([self.cross(x), self.deep(x, rngs)], axis=-1)
-        return self.head(self.norm(y))
-
-
 class Past(NamedTuple):
     """What is kept of users.
 
@@ -114,11 +86,11 @@ class Past(NamedTuple):
 
 
 class Crosses(nnx.Module):
-    """From the fields to what the members' heads say, [M, ..., A].
+    """From the fields to what the head reads, [..., `out_width`].
 
     Args:
         config: sizes.
-        features, encoder, heads: of the ranker; their dropout falls on the fields and on the hidden layers.
+        features, encoder: of the ranker, whose dropout falls on the fields and on the hidden layers.
         vocabulary: table sizes.
     """
 
@@ -127,7 +99,6 @@ class Crosses(nnx.Module):
         config: CrossConfig,
         features: FeatureConfig,
         encoder: EncoderConfig,
-        heads: HeadsConfig,
         vocabulary: Vocabulary,
         *,
         rngs: nnx.Rngs,
@@ -140,10 +111,10 @@ class Crosses(nnx.Module):
         )
         self.rates = MatchedRates(vocabulary.actions) if config.matched_rates and has_categories else None
         inputs = (user + item + past + 1) * encoder.width + (0 if self.rates is None else self.rates.width)
-        self.members = nnx.List(
-            Member(config, heads, inputs, vocabulary.actions, encoder.dropout, rngs=rngs) for _ in range(config.members)
-        )
+        self.cross = CrossNetwork(inputs, config.layers, rngs=rngs)
+        self.deep = DeepNetwork(inputs, config.hidden, encoder.dropout, rngs=rngs) if config.hidden else None
         self.dropout = nnx.Dropout(features.dropout)
+        self.out_width = inputs + config.hidden
 
     def start(self, users: UserFeatures, profile: Profile) -> Past:
         """The past of users [B] before their first event."""
@@ -213,4 +184,5 @@ class Crosses(nnx.Module):
 
     def _crossed(self, fields: list[Array], rngs: nnx.Rngs | None = None) -> Array:
         x = jnp.concatenate(fields, axis=-1)
-        return jnp.stack([member(x, rngs) for member in self.members])
+        crossed = self.cross(x)
+        return crossed if self.deep is None else jnp.concatenate([crossed, self.deep(x, rngs)], axis=-1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,10 +82,6 @@ class TimelineRanker(nnx.Module):
         """
         raise NotImplementedError
 
-    def member_logits(self, timeline: Timeline, key: Array | None = None) -> Array:
-        """What is trained: `timeline_logits` of each of M models whose mean they are, [M, B, T, A]; M is 1 unless a subclass has more."""
-        return self.timeline_logits(timeline, key)[None]
-
     def _target(self, item: Array, category: Array, place: Array) -> Array:
         return self.events.candidates(self.items(item, category), place)
 
@@ -111,19 +107,15 @@ class Ranker(TimelineRanker):
         width = config.encoder.width
         self.encoder = make_encoder(config.encoder, config.features.max_length, rngs=rngs)
         self.crosses = (
-            Crosses(config.crosses, config.features, config.encoder, config.heads, vocabulary, rngs=rngs)
+            Crosses(config.crosses, config.features, config.encoder, vocabulary, rngs=rngs)
             if config.crosses.layers
             else None
         )
-        # Members have norms and heads of their own.
-        alone = self.crosses is None
-        self.output_norm: Any = layer_norm(width, rngs) if alone else None
-        self.head: Any = make_head(config.heads, width, vocabulary.actions, rngs=rngs) if alone else None
+        width = width if self.crosses is None else self.crosses.out_width
+        self.output_norm = layer_norm(width, rngs)
+        self.head = make_head(config.heads, width, vocabulary.actions, rngs=rngs)
 
     def timeline_logits(self, timeline: Timeline, key: Array | None = None) -> Array:
-        return self.member_logits(timeline, key).mean(0)
-
-    def member_logits(self, timeline: Timeline, key: Array | None = None) -> Array:
         x_BTD, places, slots = context_tokens(self.users, self.items, self.events, timeline)
         profile, events = timeline.profile, timeline.events
         target_BTD = self._target(events.item, events.category, slots.place)
@@ -133,13 +125,11 @@ class Ranker(TimelineRanker):
             x_BTD = self.dropout(x_BTD, rngs=nnx.Rngs(context_key))
             target_BTD = self.dropout(target_BTD, rngs=nnx.Rngs(target_key))
             rngs = nnx.Rngs(cross_key)
-        encoded_BTD = self.encoder.timeline(x_BTD, target_BTD, places, encoder_key)
-        bias_BTA = slots.own(self._bias(profile))
-        if self.crosses is None:
-            return self._wide_and(self._outputs(encoded_BTD), events.item, bias_BTA)
-        event_BTD = event_tokens(self.items, self.events, events, slots.place)
-        head_MBTA = self.crosses.timeline(self.users, self.items, event_BTD, timeline, slots, encoded_BTD, rngs)
-        return self._wide_and(head_MBTA, events.item, bias_BTA)
+        deep_BTD = self.encoder.timeline(x_BTD, target_BTD, places, encoder_key)
+        if self.crosses is not None:
+            event_BTD = event_tokens(self.items, self.events, events, slots.place)
+            deep_BTD = self.crosses.timeline(self.users, self.items, event_BTD, timeline, slots, deep_BTD, rngs)
+        return self._logits(deep_BTD, events.item, slots.own(self._bias(profile)))
 
     def start(self, profile: Profile) -> UserState:
         """The state of users [B] before their first event."""
@@ -159,7 +149,8 @@ class Ranker(TimelineRanker):
         """Logits [B, C, A] of candidates; each is a function of the state and that candidate."""
         target_BCD = self._target(item_BC, category_BC, state.encoder.length_B[:, None] - 1)
         encoded_BCD = self.encoder.isolated(state.encoder, target_BCD)
-        return self._isolated_logits(state.past, item_BC, category_BC, encoded_BCD, state.bias_BA)
+        deep_BCD = self._crossed(state.past, item_BC, category_BC, encoded_BCD)
+        return self._logits(deep_BCD, item_BC, state.bias_BA[:, None])
 
     def score_after(self, profile: Profile, events: Events, item_BC: Array, category_BC: Array) -> Array:
         """`score` from the state of users [B] after events, for whoever keeps no states: one pass over the layers."""
@@ -170,7 +161,8 @@ class Ranker(TimelineRanker):
         target_BCD = self._target(item_BC, category_BC, events.mask.sum(1, dtype=jnp.int32)[:, None])
         encoded_BCD = self.encoder.isolated_after(x_BTD, mask_BT, target_BCD)
         past = self._extend_past(self._start_past(profile), event_BTD, events)
-        return self._isolated_logits(past, item_BC, category_BC, encoded_BCD, self._bias(profile))
+        deep_BCD = self._crossed(past, item_BC, category_BC, encoded_BCD)
+        return self._logits(deep_BCD, item_BC, self._bias(profile)[:, None])
 
     def _start_past(self, profile: Profile) -> Past | None:
         return None if self.crosses is None else self.crosses.start(self.users, profile)
@@ -180,15 +172,10 @@ class Ranker(TimelineRanker):
             return None
         return self.crosses.extend(past, self.items, event_BTD, events)
 
-    def _isolated_logits(
-        self, past: Past | None, item_BC: Array, category_BC: Array, encoded_BCD: Array, bias_BA: Array
-    ) -> Array:
+    def _crossed(self, past: Past | None, item_BC: Array, category_BC: Array, encoded_BCD: Array) -> Array:
         if self.crosses is None or past is None:
-            head_MBCA = self._outputs(encoded_BCD)
-        else:
-            head_MBCA = self.crosses.isolated(past, self.items, item_BC, category_BC, encoded_BCD)
-        return self._wide_and(head_MBCA, item_BC, bias_BA[:, None]).mean(0)
+            return encoded_BCD
+        return self.crosses.isolated(past, self.items, item_BC, category_BC, encoded_BCD)
 
-    def _outputs(self, encoded_BCD: Array) -> Array:
-        """The outputs [1, B, C, A] of the one head that there is without crosses."""
-        return self.head(self.output_norm(encoded_BCD))[None]
+    def _logits(self, x_BCD: Array, item_BC: Array, bias_BCA: Array) -> Array:
+        return self._wide_and(self.head(self.output_norm(x_BCD)), item_BC, bias_BCA)

@@ -256,16 +256,13 @@ class RankingTask(HashedTask):
     def loss(self, parameters: nnx.State, batch: Batch, key: jax.Array) -> LossSum:
         model: TimelineRanker = self._model(parameters, batch.shared)
         timeline, score_BT = batch.split
-        action_BTA, slots = timeline.events.action, slots_of(timeline.start, score_BT.shape[1])
-
-        def losses(logit_BTA: jax.Array) -> jax.Array:
-            losses_A = action_losses(logit_BTA, action_BTA, score_BT)
-            if self._pairwise_weight:
-                pairwise_A = pairwise_losses(logit_BTA, action_BTA, score_BT, slots, jax.random.fold_in(key, 1))
-                losses_A = losses_A + self._pairwise_weight * pairwise_A
-            return losses_A
-
-        losses_A = jax.vmap(losses)(model.member_logits(timeline, key)).mean(0)
+        logit_BTA = model.timeline_logits(timeline, key)
+        action_BTA = timeline.events.action
+        losses_A = action_losses(logit_BTA, action_BTA, score_BT)
+        if self._pairwise_weight:
+            slots = slots_of(timeline.start, score_BT.shape[1])
+            pairwise_A = pairwise_losses(logit_BTA, action_BTA, score_BT, slots, jax.random.fold_in(key, 1))
+            losses_A = losses_A + self._pairwise_weight * pairwise_A
         return LossSum((losses_A * self._weight_A).sum(), score_BT.sum())
 
 

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torch_mlu_backend.config import CrossConfig, EncoderConfig, FeatureConfig, HeadsConfig, Vocabulary
+from torch_mlu_backend.config import CrossConfig, EncoderConfig, FeatureConfig, Vocabulary
 from torch_mlu_backend.modules.blocks import layer_norm
 from torch_mlu_backend.modules.features import ItemFeatures, UserFeatures, of_each_slot
-from torch_mlu_backend.modules.heads import make_head
 from torch_mlu_backend.modules.pooling import Pool, empty_pool
 from torch_mlu_backend.modules.records import Events, Profile, Timeline
 from torch_mlu_backend.modules.running_means import extended, means, means_before
@@ -58,32 +57,11 @@ class DeepNetwork(nn.Module):
         return x.float()
 
 
-class Member(nn.Module):
-    """A cross network and a deep one side by side, and the head upon them."""
-
-    def __init__(self, config: CrossConfig, heads: HeadsConfig, inputs: int, actions: int, dropout: float) -> None:
-        super().__init__()
-        self.cross = CrossNetwork(inputs, config.layers)
-        self.deep = DeepNetwork(inputs, config.hidden, dropout) if config.hidden else None
-        self.norm = layer_norm(inputs + config.hidden)
-        self.head = make_head(heads, inputs + config.hidden, actions)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., F] to the head's outputs [..., A]."""
-        y = self.cross(x) if self.deep is None else torch.cat([self.cross(x), self.deep(x)], dim=-1)
-        return self.head(self.norm(y)).float()
-
-
 class Crosses(nn.Module):
-    """From the fields to what the members' heads say, [M, ..., A]."""
+    """From the fields to what the head reads, [..., `out_width`]."""
 
     def __init__(
-        self,
-        config: CrossConfig,
-        features: FeatureConfig,
-        encoder: EncoderConfig,
-        heads: HeadsConfig,
-        vocabulary: Vocabulary,
+        self, config: CrossConfig, features: FeatureConfig, encoder: EncoderConfig, vocabulary: Vocabulary
     ) -> None:
         super().__init__()
         self.categories, self.actions = vocabulary.categories, vocabulary.actions
@@ -94,10 +72,10 @@ class Crosses(nn.Module):
         )
         self.rates = MatchedRates(vocabulary.actions) if config.matched_rates and has_categories else None
         inputs = (user + item + past + 1) * encoder.width + (0 if self.rates is None else self.rates.width)
-        self.members = nn.ModuleList(
-            Member(config, heads, inputs, vocabulary.actions, encoder.dropout) for _ in range(config.members)
-        )
+        self.cross = CrossNetwork(inputs, config.layers)
+        self.deep = DeepNetwork(inputs, config.hidden, encoder.dropout) if config.hidden else None
         self.dropout = nn.Dropout(features.dropout)
+        self.out_width = inputs + config.hidden
 
     def start(self, users: UserFeatures, profile: Profile) -> Past:
         """The past of users [B] before their first event."""
@@ -154,4 +132,4 @@ class Crosses(nn.Module):
 
     def _crossed(self, fields: list[Tensor]) -> Tensor:
         x = torch.cat(fields, dim=-1)
-        return torch.stack([member(x) for member in self.members])
+        return self.cross(x) if self.deep is None else torch.cat([self.cross(x), self.deep(x)], dim=-1)

@@ -1,6 +1,6 @@
 """Ranking: an encoder over the user's timeline and the candidates, with one logit an action."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,16 +44,13 @@ class Ranker(nn.Module):
         self.events = EventFeatures(vocabulary, config.features, width)
         self.dropout = nn.Dropout(config.features.dropout)
         self.encoder = make_encoder(config.encoder, config.features.max_length)
-        self.heads, self.actions = config.heads, vocabulary.actions
         self.crosses = (
-            Crosses(config.crosses, config.features, config.encoder, config.heads, vocabulary)
-            if config.crosses.layers
-            else None
+            Crosses(config.crosses, config.features, config.encoder, vocabulary) if config.crosses.layers else None
         )
-        # Members have norms and heads of their own.
-        alone = self.crosses is None
-        self.output_norm: Any = layer_norm(width) if alone else None
-        self.head: Any = make_head(config.heads, width, vocabulary.actions) if alone else None
+        width = width if self.crosses is None else self.crosses.out_width
+        self.output_norm = layer_norm(width)
+        self.heads, self.actions = config.heads, vocabulary.actions
+        self.head = make_head(config.heads, width, vocabulary.actions)
         self.item_bias = nn.Embedding(vocabulary.items, vocabulary.actions)
         self.user_bias = nn.Embedding(vocabulary.users, vocabulary.actions) if config.features.user_id else None
 
@@ -75,20 +72,14 @@ class Ranker(nn.Module):
 
     def timeline_logits(self, timeline: Timeline) -> Tensor:
         """Logits [B, T, A] of every logged event given the events before it; its own actions are read by later events alone."""
-        return self.member_logits(timeline).mean(0)
-
-    def member_logits(self, timeline: Timeline) -> Tensor:
-        """What is trained: `timeline_logits` of each of M models whose mean they are, [M, B, T, A]; M is 1 without crosses."""
         x_BTD, places, slots = context_tokens(self.users, self.items, self.events, timeline)
         events = timeline.events
         target_BTD = self._target(events.item, events.category, slots.place)
-        encoded_BTD = self.encoder.timeline(self.dropout(x_BTD), self.dropout(target_BTD), places)
-        bias_BTA = of_each_slot(self._bias(timeline.profile), slots)
-        if self.crosses is None:
-            return self._wide_and(self._outputs(encoded_BTD), events.item, bias_BTA)
-        event_BTD = event_tokens(self.items, self.events, events, slots.place)
-        head_MBTA = self.crosses.timeline(self.users, self.items, event_BTD, timeline, slots, encoded_BTD)
-        return self._wide_and(head_MBTA, events.item, bias_BTA)
+        deep_BTD = self.encoder.timeline(self.dropout(x_BTD), self.dropout(target_BTD), places)
+        if self.crosses is not None:
+            event_BTD = event_tokens(self.items, self.events, events, slots.place)
+            deep_BTD = self.crosses.timeline(self.users, self.items, event_BTD, timeline, slots, deep_BTD)
+        return self._logits(deep_BTD, events.item, of_each_slot(self._bias(timeline.profile), slots))
 
     def start(self, profile: Profile) -> UserState:
         """The state of users [B] before their first event."""
@@ -112,12 +103,10 @@ class Ranker(nn.Module):
     def score(self, state: UserState, item_BC: Tensor, category_BC: Tensor) -> Tensor:
         """Logits [B, C, A] of candidates; each is a function of the state and that candidate."""
         target_BCD = self._target(item_BC, category_BC, state.encoder.length_B[:, None] - 1)
-        encoded_BCD = self.encoder.isolated(state.encoder, target_BCD)
-        if self.crosses is None or state.past is None:
-            head_MBCA = self._outputs(encoded_BCD)
-        else:
-            head_MBCA = self.crosses.isolated(state.past, self.items, item_BC, category_BC, encoded_BCD)
-        return self._wide_and(head_MBCA, item_BC, state.bias_BA[:, None]).mean(0)
+        deep_BCD = self.encoder.isolated(state.encoder, target_BCD)
+        if self.crosses is not None and state.past is not None:
+            deep_BCD = self.crosses.isolated(state.past, self.items, item_BC, category_BC, deep_BCD)
+        return self._logits(deep_BCD, item_BC, state.bias_BA[:, None])
 
     def _target(self, item: Tensor, category: Tensor, place: Tensor) -> Tensor:
         return self.events.candidates(self.items(item, category), place)
@@ -127,9 +116,6 @@ class Ranker(nn.Module):
             return torch.zeros((*profile.user.shape, self.actions), device=profile.user.device)
         return self.user_bias(profile.user)
 
-    def _outputs(self, encoded_BCD: Tensor) -> Tensor:
-        """The outputs [1, B, C, A] of the one head that there is without crosses."""
-        return self.head(self.output_norm(encoded_BCD)).float()[None]
-
-    def _wide_and(self, head_MBCA: Tensor, item_BC: Tensor, bias_BCA: Tensor) -> Tensor:
-        return action_logits(self.heads, head_MBCA + self.item_bias(item_BC) + bias_BCA)
+    def _logits(self, x_BCD: Tensor, item_BC: Tensor, bias_BCA: Tensor) -> Tensor:
+        head_BCA = self.head(self.output_norm(x_BCD)).float()
+        return action_logits(self.heads, head_BCA + self.item_bias(item_BC) + bias_BCA)
