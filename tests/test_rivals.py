@@ -292,7 +292,7 @@ def test_all_models_are_tuned_by_the_same_grid(tune: Any, tmp_path: Path) -> Non
 
 
 def test_the_table_of_trials_has_the_best_of_each_model_first(tune: Any, tmp_path: Path) -> None:
-    trials = [*tune.trials_of("din", tmp_path, ()), *tune.trials_of("gru", tmp_path, ())]
+    trials = [*tune.trials_of("din", tmp_path, ())[:4], *tune.trials_of("gru", tmp_path, ())[:4]]
     for number, trial in enumerate(trials):
         value = 0.5 + 0.01 * (number % 3)
         click = {name: {"value": value, "low": value - 0.1, "high": value + 0.1} for name in ("auc", "gauc")}
@@ -325,7 +325,9 @@ def test_tuning_goes_on_where_it_was_and_tells_what_failed(
     command = ["--run", str(run), "--out", str(tmp_path), "--models", "fastformer", "--parallel", "2"]
     assert tune.main(command) == 0
     printed = capsys.readouterr().out
-    assert [line.split("-")[0] for line in printed.splitlines()[1:]] == ["fastformer"] * 4
+    assert [line.split("-")[0] for line in printed.splitlines()[1:]] == ["fastformer"] * len(
+        tune.trials_of("fastformer", tmp_path, ())
+    )
     assert not list(tmp_path.glob("*/eval/test*"))
     assert tune.main(command) == 0
     assert capsys.readouterr().out == printed
