@@ -100,7 +100,8 @@ class UserFeatures(nnx.Module):
 
     def __call__(self, profile: Profile) -> Array:
         """Arrays of one shape [...] to tokens [..., D]."""
-        return sum(self.fields(profile), self.bias[...])
+        gender, age, *user_id = self.fields(profile)
+        return sum(user_id, gender + age + self.bias[...])
 
     def fields(self, profile: Profile) -> tuple[Array, ...]:
         """The embeddings by themselves, [..., D] each."""

@@ -24,10 +24,8 @@ class UserFeatures(nn.Module):
 
     def forward(self, profile: Profile) -> Tensor:
         """Arrays of one shape [...] to tokens [..., D]."""
-        token: Tensor = self.bias
-        for x in self.fields(profile):
-            token = token + x
-        return token
+        gender, age, *user_id = self.fields(profile)
+        return sum(user_id, gender + age + self.bias)
 
     def fields(self, profile: Profile) -> tuple[Tensor, ...]:
         """The embeddings by themselves, [..., D] each."""
