@@ -2,6 +2,7 @@
 
 manifest.json          format version, content hash, models, vocabulary, SHA-256 of every other file and its own; written last
 retrieval.safetensors  ranking.safetensors (absent where no ranker was trained)
+co_visits.safetensors  order.json (both absent where the run counts none): the powers by which the candidates are ordered
 index/                 item vectors, searchable
 users.parquet  items.parquet  events.parquet  rules.json
 """
@@ -20,6 +21,7 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from tenrec_jax.co_visits import CoVisits
 from tenrec_jax.config import RankingConfig, RetrievalConfig, ServingConfig, from_mapping
 from tenrec_jax.data.arrow import read_parquet
 from tenrec_jax.data.batches import TrainVocabulary
@@ -29,14 +31,16 @@ from tenrec_jax.files import read_json, write_json, written_whole
 from tenrec_jax.models.features import Vocabulary
 from tenrec_jax.models.ranker import Ranker, RankerConfig
 from tenrec_jax.models.two_tower import TwoTower, TwoTowerConfig
+from tenrec_jax.order import Order
 from tenrec_jax.parameters import assembled, named
 from tenrec_jax.retrieval.index import ItemIndex, load_index
 from tenrec_jax.sealed import FILES, KIND, VERSION, Kind, check_files, read_manifest_of, require_types
 from tenrec_jax.sealed import seal as seal_folder
 
-FORMAT_VERSION, MANIFEST = 3, "manifest.json"
+FORMAT_VERSION, MANIFEST = 4, "manifest.json"
 REMEDY = "Copy it again, or make it again."
 RETRIEVAL_WEIGHTS, RANKING_WEIGHTS, INDEX = "retrieval.safetensors", "ranking.safetensors", "index"
+CO_VISITS, ORDER = "co_visits.safetensors", "order.json"
 T = TypeVar("T")
 
 
@@ -90,12 +94,19 @@ class Identity:
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A recommender folder, loaded. `ranking` is None where no ranker was trained; `version` names the content."""
+    """A recommender folder, loaded.
+
+    Attributes:
+        version: names the content.
+        ranking: None where no ranker was trained. co_visits: None where none were counted. order: of the candidates.
+    """
 
     version: str
     identity: Identity
     retrieval: Model
     ranking: Model | None
+    co_visits: CoVisits | None
+    order: Order
     index: ItemIndex
     catalogue: Catalogue
     serving: ServingConfig
@@ -242,10 +253,21 @@ def load(folder: Path) -> Artifact:
         identity=identity,
         retrieval=with_weights(two_tower(identity.retrieval, identity.vocabulary), folder / RETRIEVAL_WEIGHTS),
         ranking=ranking,
+        co_visits=CoVisits.load(folder / CO_VISITS) if CO_VISITS in manifest[FILES] else None,
+        order=load_order(folder / ORDER) if ORDER in manifest[FILES] else Order(),
         index=load_index(folder / INDEX),
         catalogue=catalogue,
         serving=serving,
     )
+
+
+def load_order(path: Path) -> Order:
+    """The powers that a run has fitted.
+
+    Raises:
+        UserError: the file does not hold them.
+    """
+    return settings(read_json(path), Order, path)
 
 
 def settings(values: Any, kind: type[T], path: Path, name: str = "") -> T:

@@ -115,7 +115,10 @@ class RankingConfig(Settings):
     """The ranking stage.
 
     Attributes:
-        enabled: off where no exposures without a click are logged: then there is nothing true to learn a click probability from.
+        enabled: train a ranker; off where no exposures without a click are logged: then there is nothing true to learn a click probability
+            from.
+        co_visits: neighbours kept of each item (`tenrec_jax.co_visits`); with them, what retrieval, the ranker and co-visits say has a part
+            in the order that is fitted on the validation part (`tenrec_jax.order`). 0 does without: the order is that of `serving.rules`.
         model, train: see their classes.
         events_per_batch: events in a batch, padding counted.
         unknown_rate: share of items and users made unknown while training.
@@ -130,6 +133,7 @@ class RankingConfig(Settings):
     model: RankerConfig
     train: TrainConfig
     enabled: bool = True
+    co_visits: Natural = 0
     events_per_batch: Count = 4096
     unknown_rate: Share = 0.02
     action_weights: tuple[NonNegative, ...] = (1.0, 1.0, 1.0, 1.0)

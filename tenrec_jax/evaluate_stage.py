@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from tenrec_jax.artifact import Model
+from tenrec_jax.co_visits import CoVisits
 from tenrec_jax.config import RunConfig
 from tenrec_jax.data.protocols import Part
 from tenrec_jax.evaluation.details import curves, slices
@@ -25,10 +26,17 @@ from tenrec_jax.evaluation.opening import record_opening
 from tenrec_jax.evaluation.oracle import oracle_scorer
 from tenrec_jax.evaluation.predictions import Origin, write_predictions, write_recommendations
 from tenrec_jax.evaluation.results import reachable_gain, scorer_results
-from tenrec_jax.evaluation.scorers import LIST_LENGTH, MODEL, POPULARITY, Scorer, baseline_scorers
+from tenrec_jax.evaluation.scorers import BOTH, LIST_LENGTH, MODEL, POPULARITY, Scorer, baseline_scorers
 from tenrec_jax.evaluation.statistics import bootstrap_means
-from tenrec_jax.evaluation.two_stage import RANK_ALL_ITEMS, CandidateRanker, two_stage_results
+from tenrec_jax.evaluation.two_stage import (
+    RANK_ALL_ITEMS,
+    CandidateRanker,
+    SecondStage,
+    ranks_of_both,
+    two_stage_results,
+)
 from tenrec_jax.files import write_json
+from tenrec_jax.order import Order
 from tenrec_jax.retrieval.index import IndexConfig, ItemIndex, build_index, recall_against_exact
 from tenrec_jax.run_data import RunData
 from tenrec_jax.training.loop_clock import peak_memory
@@ -44,17 +52,25 @@ SELECTION = {
     "retrieval": "the epoch of the best NDCG@10 on validation clicks",
     "index": "the cheapest setting that reaches the recall on queries of validation users",
     "ranking": "the epoch of the best mean of click AUC and GAUC on validation rows",
+    "order": "with co-visits: the powers under which validation users' next clicks are most probable",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """What a run has trained: the ranker is None where there is none; `vectors_ND` are those of items 1..N."""
+    """What a run has made: ranker and co-visits are None where there are none; `vectors_ND` are those of items 1..N."""
 
     two_tower: Model
     ranker: Model | None
+    co_visits: CoVisits | None
+    order: Order
     vectors_ND: np.ndarray
     index: ItemIndex
+
+    @property
+    def second_stage_alone(self) -> bool:
+        """Whether candidates are ordered without a ranker, which takes no time: then the whole catalogue can be."""
+        return self.ranker is None and self.co_visits is not None
 
 
 def evaluate(
@@ -111,6 +127,24 @@ def origin_of(config: RunConfig, data: RunData, part: Part) -> Origin:
     )
 
 
+def second_stage(
+    config: RunConfig, data: RunData, models: Models, part: Part, evaluator: RetrievalEvaluator
+) -> SecondStage:
+    """What orders candidates for a part's users, who have seen the parts before it."""
+    ranker, serving = None, config.serving
+    if models.ranker is not None:
+        features = config.ranking.model.features
+        ranker = CandidateRanker(
+            *models.ranker,
+            data.table,
+            data.model_ids(features),
+            np.flatnonzero(data.split.context_of(Part(part - 1))),
+            max_length=features.max_length,
+            action_values=serving.rules.action_values,
+        )
+    return SecondStage(evaluator, ranker, models.co_visits, models.order, serving.rules.retrieval_weight)
+
+
 class _Evaluation:
     """The evaluation of one part."""
 
@@ -138,6 +172,11 @@ class _Evaluation:
         results |= self._of(model)
         results["baselines"] = {scorer.name: self._of(scorer) for scorer in baselines}
         scorers = [model, *baselines]
+        if self._models.second_stage_alone:
+            second = second_stage(config, data, self._models, self._part, evaluator)
+            ranks = ranks_of_both(second, query_UD, self._models.vectors_ND, list_length=LIST_LENGTH)
+            scorers.append(Scorer(BOTH, ranks, None))
+            results[BOTH] = self._of(scorers[-1])
         if isinstance(oracle, Scorer):
             results["oracle"] = self._of(oracle)
             popularity = results["baselines"][POPULARITY]["ranking"]
@@ -172,27 +211,17 @@ class _Evaluation:
         if ranks is not None:
             details["slices"] = slices(table, counts, self._rows, click_R, ranks, **self._bootstrap)
         write_json(self._workdir / "eval" / DETAILS, details)
-        if self._models.ranker is None:
-            skipped.append("both stages together: this run has no ranker")
+        models = self._models
+        if models.ranker is None and models.co_visits is None:
+            skipped.append("both stages together: this run has no second stage")
             return {}
-        serving, features = self._config.serving, self._config.ranking.model.features
-        if self._models.index.size > RANK_ALL_ITEMS:
+        if models.ranker is not None and models.index.size > RANK_ALL_ITEMS:
             skipped.append(f"the ranker over the whole catalogue: more than {RANK_ALL_ITEMS:,} items")
-        ranker = CandidateRanker(
-            *self._models.ranker,
-            table,
-            self._data.model_ids(features),
-            np.flatnonzero(self._data.split.context_of(Part.VALIDATION)),
-            max_length=features.max_length,
-            action_values=serving.rules.action_values,
-        )
         found = two_stage_results(
-            evaluator,
+            second_stage(self._config, self._data, models, self._part, evaluator),
             query_UD,
-            self._models.index,
-            ranker,
-            candidates=serving.candidates,
-            retrieval_weight=serving.rules.retrieval_weight,
+            models.index,
+            candidates=self._config.serving.candidates,
             **self._bootstrap,
         )
         return {"two_stage": found}

@@ -4,6 +4,7 @@
     retrieval  train the two-tower                                    checkpoints/retrieval/  recommender/retrieval.safetensors
     index      search structure over the item vectors                 recommender/index/
     ranking    train the Fastformer ranker                            checkpoints/ranking/  recommender/ranking.safetensors
+               count co-visits, fit the order of candidates           recommender/co_visits.safetensors  recommender/order.json
     validate   evaluate on the validation part                        eval/val*
     evaluate   evaluate, once, on the test part                       eval/
     export     id maps, histories, rules, manifest; the report        recommender/  report.html
@@ -27,6 +28,7 @@ import jax
 import numpy as np
 
 from tenrec_jax import artifact, provenance, stages
+from tenrec_jax.co_visits import CoVisits, count_co_visits
 from tenrec_jax.config import STAGES, DataConfig, RunConfig, refuse_missing_sources
 from tenrec_jax.data.ingest import IngestOptions, ingest
 from tenrec_jax.data.interactions import RawId
@@ -35,12 +37,14 @@ from tenrec_jax.data.manifest import read_manifest
 from tenrec_jax.data.protocols import Part
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.errors import UserError
-from tenrec_jax.evaluate_stage import INDEX_QUERIES, Models, evaluate
+from tenrec_jax.evaluate_stage import INDEX_QUERIES, Models, evaluate, second_stage
 from tenrec_jax.evaluation.evaluator import item_vectors
 from tenrec_jax.evaluation.metrics import auc, grouped_auc, ndcg_at_k, recall_at_k
 from tenrec_jax.evaluation.report import write_report
+from tenrec_jax.evaluation.two_stage import fitted_order
 from tenrec_jax.files import full_disk, locked, read_json, write_json, write_text
 from tenrec_jax.models.ranker import Ranker, TimelineRanker
+from tenrec_jax.order import Order
 from tenrec_jax.retrieval.index import build_index, load_index
 from tenrec_jax.run_data import RunData
 from tenrec_jax.sealed import DamagedError
@@ -234,11 +238,38 @@ class Pipeline:
         index.save(self.recommender / artifact.INDEX)
 
     def _run_ranking(self) -> None:
-        if not self.config.ranking.enabled:
-            logger.info("off: this log holds no exposures without a click, so nothing true to learn from")
+        if self.config.ranking.enabled:
+            task = selected_ranking_task(self._data)
+            self._fit(task, self.config.ranking.train, artifact.RANKING_WEIGHTS)
+        else:
+            logger.info("no ranker: this log holds no exposures without a click, so nothing true to learn from")
+        if self._parallel.is_main:
+            self._order_candidates()
+
+    def _order_candidates(self) -> None:
+        """Count the co-visits, and fit the order of candidates that they have a part in."""
+        co_visits, order = self.recommender / artifact.CO_VISITS, self.recommender / artifact.ORDER
+        if not self.config.ranking.co_visits:
+            co_visits.unlink(missing_ok=True)  # of a run that was made otherwise
+            order.unlink(missing_ok=True)
             return
-        task = selected_ranking_task(self._data)
-        self._fit(task, self.config.ranking.train, artifact.RANKING_WEIGHTS)
+        data, part = self._data, Part.VALIDATION
+        count_co_visits(data.table, data.split.rows(Part.TRAIN), self.config.ranking.co_visits).save(co_visits)
+        evaluator = data.retrieval_evaluator(part, 0)
+        models = self._made(CoVisits.load(co_visits), Order())
+        fitted = fitted_order(
+            second_stage(self.config, data, models, part, evaluator),
+            evaluator.queries(*self._two_tower),
+            models.vectors_ND,
+            models.index,
+            self.config.serving.candidates,
+            self.config.seed,
+        )
+        write_json(order, dataclasses.asdict(fitted))
+        logger.info(
+            "order of candidates: retrieval's odds to the power of %.2f, co-visits' to %.2f, popularity's to %.2f",
+            *(fitted.retrieval, fitted.co_visits, fitted.popularity),
+        )
 
     def _run_validate(self) -> None:
         self._evaluate(Part.VALIDATION)
@@ -286,9 +317,17 @@ class Pipeline:
 
     @cached_property
     def _models(self) -> Models:
+        if not self.config.ranking.co_visits:
+            return self._made(None, Order())
+        co_visits, order = self.recommender / artifact.CO_VISITS, self.recommender / artifact.ORDER
+        return self._made(CoVisits.load(co_visits), artifact.load_order(order))
+
+    def _made(self, co_visits: CoVisits | None, order: Order) -> Models:
         return Models(
             self._two_tower,
             self._ranker if self.config.ranking.enabled else None,
+            co_visits,
+            order,
             self._item_vectors(),
             load_index(self.recommender / artifact.INDEX),
         )

@@ -1,7 +1,8 @@
 """Both stages as one object: raw ids in, ranked raw ids out.
 
 A user's state, of constant size, gives a query; the index answers with candidates, those that rules forbid are left out, the ranker says
-how probable each action on the others is, and rules make the list. Without a ranker the order is retrieval's.
+how probable each action on the others is, co-visits what the latest clicks say for them, and rules make the list. Without either the order
+is retrieval's.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from tenrec_jax.requests import (
     RuleEffect,
     Rules,
 )
-from tenrec_jax.retrieval.hits import Allowed, AllowedHits, Ids, is_among
+from tenrec_jax.retrieval.hits import Allowed, AllowedHits, Floats, Ids, is_among
 from tenrec_jax.rules import Candidates, Ruled
 from tenrec_jax.served_users import ServedUsers, User
 from tenrec_jax.user_states import UserStates, power_of_two
@@ -103,7 +104,7 @@ class Recommender:
 
     @property
     def is_ranked(self) -> bool:
-        """Whether a ranker orders the candidates."""
+        """Whether a ranker has a part in the order of the candidates."""
         return self._states.is_ranked
 
     @property
@@ -202,7 +203,7 @@ class Recommender:
         retrieval_C = self._states.item_vectors(item_C) @ self._states.queries([user.computed])[0]
         hits = AllowedHits(retrieval_C, item_C, item_C[:0])
         (candidates,) = self._candidates([user], [hits])
-        scored = rules.by_worth(candidates, self.rules.action_values, self.actions, 0.0)
+        scored = rules.by_worth(candidates, self._artifact.order, self.rules.action_values, self.actions, 0.0)
         told = told_items(self._known, self.actions, scored, len(item_C))
         by_item = dict(zip(scored.item_C.tolist(), told, strict=True))
         return tuple(by_item[item] for item in item_C.tolist())
@@ -315,7 +316,7 @@ class Recommender:
         return allowed
 
     def _candidates(self, users: Sequence[User], hits: Sequence[AllowedHits]) -> list[Candidates]:
-        """What was found, in retrieval's order, with the ranker's probabilities."""
+        """What was found, in retrieval's order, with the ranker's probabilities and co-visits."""
         items = [hit.items_C for hit in hits]
         if self.is_ranked and items:
             widest, usual = max(map(len, items)), self._artifact.serving.candidates
@@ -329,11 +330,19 @@ class Recommender:
                 self._known.category_N[hit.items_C],
                 hit.scores_C,
                 probability_CA,
+                *self._counted(user, hit.items_C),
                 hit.scores_C,
                 np.zeros(len(hit.items_C), bool),
             )
-            for hit, probability_CA in zip(hits, probabilities, strict=True)
+            for user, hit, probability_CA in zip(users, hits, probabilities, strict=True)
         ]
+
+    def _counted(self, user: User, item_C: Ids) -> tuple[Floats, Ids]:
+        """Co-visits and clicks of items; zeros where the recommender has none."""
+        co_visits = self._artifact.co_visits
+        if co_visits is None:
+            return np.zeros(len(item_C), np.float32), np.zeros(len(item_C), np.int32)
+        return co_visits.scores(user.events.item, user.events.action[:, 0] > 0, item_C), co_visits.clicks(item_C)
 
     def _list(
         self, asked: _Asked, hits: AllowedHits, found: Candidates
@@ -346,7 +355,7 @@ class Recommender:
         if how.blocked_items or how.blocked_categories:
             blocked = hits.refused_R[~seen_R] if how.exclude_seen else hits.refused_R
             effects.append(Ruled(found, blocked.tolist()).effect(rules.BLOCKED, raw_item))
-        candidates = rules.by_worth(found, how.action_values, self.actions, how.retrieval_weight)
+        candidates = rules.by_worth(found, self._artifact.order, how.action_values, self.actions, how.retrieval_weight)
         steps: list[tuple[str, Callable[[Candidates], Ruled]]] = []
         if how.diversity:
             steps.append((rules.DIVERSITY, lambda found: rules.diversified(found, how.diversity, k)))

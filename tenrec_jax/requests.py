@@ -80,7 +80,8 @@ class Rules(Settings):
     Attributes:
         action_values: worth of each action.
         retrieval_weight: b in the score `worth * exp(b * (retrieval score - the best candidate's))`. With 1 it is the worth expected of
-            an item times the probability that retrieval gives it of coming next; 0 orders by worth alone, that of what is shown.
+            an item times the probability that retrieval gives it of coming next; 0 orders by worth alone, that of what is shown. Co-visits,
+            where there are any, say what comes next too, and have the same weight (`tenrec_jax.order`).
         exclude_seen: leave out items in the user's events.
         blocked_items, blocked_categories: never recommended.
         diversity: share l of diversity in maximal marginal relevance, `(1 - l) * relevance - l * similarity` (Carbonell and Goldstein,
@@ -133,7 +134,7 @@ class RecommendedItem:
         item_id: raw id, an integer or, where the log's ids are text, a str.
         category: number of its category, 0 where it is missing.
         score: what the list is ordered by, see `Rules.retrieval_weight`; of given items the expected worth of the actions alone, which
-            no other item has a part in; the retrieval score where there is no ranker.
+            no other item has a part in; where there is no ranker, the retrieval score and the logarithm of what co-visits say.
         retrieval_score: inner product of query and item vector.
         probabilities: of each action, by name; empty where there is no ranker.
         explored: whether chance put it there.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tenrec_jax.order import Order, Signals, fused
 from tenrec_jax.requests import ActionValues, Move, RuleEffect
 from tenrec_jax.retrieval.hits import Floats, Ids
 
@@ -18,13 +19,16 @@ class Candidates(NamedTuple):
     """Candidates in order.
 
     Shapes: item [C], dense ids; category [C], 0 where missing; retrieval [C], inner products of query and item; probability [C, A], A = 0
-    where there is no ranker; score [C], what orders them; explored [C], True where chance chose them.
+    where there is no ranker; co_visits and clicks [C], zeros where there are none; score [C], what orders them; explored [C], True where
+    chance chose them.
     """
 
     item_C: Ids
     category_C: Ids
     retrieval_C: Floats
     probability_CA: Floats
+    co_visits_C: Floats
+    clicks_C: Ids
     score_C: Floats
     explored_C: np.ndarray
 
@@ -47,19 +51,17 @@ class Ruled(NamedTuple):
         return RuleEffect(rule, tuple(ids[: len(self.removed_R)]), tuple(moves))
 
 
-def by_worth(candidates: Candidates, values: ActionValues, actions: tuple[str, ...], weight: float) -> Candidates:
-    """Order by the `fused` worth; by retrieval where there is no ranker. Ties keep retrieval's order."""
-    score_C = candidates.retrieval_C
+def by_worth(
+    candidates: Candidates, order: Order, values: ActionValues, actions: tuple[str, ...], weight: float
+) -> Candidates:
+    """Put candidates in the order of `order.fused`. Ties keep retrieval's order."""
+    worth_C = None
     if candidates.probability_CA.shape[1]:
         worth_C = candidates.probability_CA @ np.asarray(values.of(actions), np.float32)
-        score_C = fused(worth_C, candidates.retrieval_C, weight)
+    score_C = fused(
+        order, Signals(candidates.retrieval_C, worth_C, candidates.co_visits_C, candidates.clicks_C), weight
+    )
     return candidates._replace(score_C=score_C).at(np.argsort(-score_C, kind="stable"))
-
-
-def fused(worth_C: Floats, retrieval_C: Floats, weight: float) -> Floats:
-    """`worth * exp(weight * (retrieval - the best's))`, [C]: what the ranker expects of showing an item, times the probability that
-    retrieval's softmax gives it, to the power of `weight`."""
-    return worth_C * np.exp(weight * (retrieval_C - retrieval_C.max(initial=-np.inf)))
 
 
 def diversified(candidates: Candidates, share: float, k: int) -> Ruled:

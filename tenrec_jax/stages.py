@@ -25,7 +25,7 @@ LEFT: dict[str, tuple[str, ...]] = {
     "data": ("data.json", "source/*.truth.parquet"),
     "retrieval": ("recommender/retrieval.safetensors",),
     "index": (),
-    "ranking": ("recommender/ranking.safetensors",),
+    "ranking": ("recommender/ranking.safetensors", "recommender/co_visits.safetensors", "recommender/order.json"),
     "validate": ("eval/val.json", "eval/val_*.parquet"),
     "evaluate": ("eval/test*.json", "eval/predictions.parquet", "eval/recommendations.parquet"),
     "export": ("recommender/*.parquet", "recommender/rules.json", "recommender/manifest.json"),

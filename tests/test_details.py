@@ -1,6 +1,7 @@
 """Curves against scikit-learn; metrics by group against the metrics of that group's rows; both stages together against brute force."""
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tenrec_jax.evaluation import details, metrics, two_stage
 from tenrec_jax.evaluation.baselines import train_counts
 from tenrec_jax.evaluation.evaluator import RetrievalEvaluator, TargetRanks
 from tenrec_jax.evaluation.places import Places
+from tenrec_jax.order import FLOOR, Order, Signals, fit_order
 from tenrec_jax.retrieval.index import IndexConfig, build_index
 
 TABLE = make_table(actions=("click", "like"))
@@ -106,8 +108,21 @@ class ByNumber:
         return self.worth_N1[item_C]
 
 
-@pytest.mark.parametrize(("exclude_seen", "weight"), [(True, 0.0), (False, 0.8)])
-def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, monkeypatch):
+class ForHalf(NamedTuple):
+    """Co-visits that speak for every second item, the more the fewer events there are."""
+
+    def scores(self, item_S, clicked_S, item_C):
+        return np.where(item_C % 2, np.float32(0.01 / (1 + len(item_S) + clicked_S.sum())), np.float32(0))
+
+    def clicks(self, item_C):
+        return item_C % 5
+
+
+@pytest.mark.parametrize(
+    ("exclude_seen", "weight", "ranked", "co_visits"),
+    [(True, 0.0, True, False), (False, 0.8, True, True), (True, 1.0, False, True)],
+)
+def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, ranked, co_visits, monkeypatch):
     monkeypatch.setattr(two_stage, "LENGTH", 4)
     generator = np.random.default_rng(5)
     known = TrainVocabulary(np.arange(14, dtype=np.int32), np.arange(30, dtype=np.int32))
@@ -117,23 +132,65 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, 
     vectors, queries = generator.normal(size=(29, 3)), generator.normal(size=(len(evaluator.users), 3))
     items = np.arange(1, 30, dtype=np.int32)
     index, worth_N1 = build_index(vectors, items, IndexConfig(kind="exact")), generator.random(30)
-    how = {"candidates": 9, "retrieval_weight": weight, "seed": 0, "resamples": 10}
-    found = two_stage.two_stage_results(evaluator, queries, index, ByNumber(worth_N1), **how)
-    shares = {"candidates": [], "pair": [], "retrieval": [], "ranker": []}
+    order = Order(retrieval=0.6, co_visits=0.5, popularity=0.3)
+    second = two_stage.SecondStage(
+        evaluator, ByNumber(worth_N1) if ranked else None, ForHalf() if co_visits else None, order, weight
+    )
+    found = two_stage.two_stage_results(second, queries, index, candidates=9, seed=0, resamples=10)
+    shares = {"candidates": [], "pair": [], "retrieval": []} | ({"ranker": []} if ranked else {})
+    lists = []
     for user, query in zip(evaluator.users, queries, strict=True):
         targets = [TABLE.item_R[row] for row in ROWS if TABLE.user_R[row] == user and TABLE.labels_RA[row, 0]]
-        seen = {TABLE.item_R[row] for row in TRAIN if TABLE.user_R[row] == user} if exclude_seen else set()
+        rows = [row for row in TRAIN if TABLE.user_R[row] == user]
+        events = len(rows) + sum(TABLE.labels_RA[row, 0] for row in rows)
+        seen = {TABLE.item_R[row] for row in rows} if exclude_seen else set()
         fresh = [item for item in items if item not in seen]
         nearest = sorted(fresh, key=lambda item: -vectors[item - 1] @ query)
-        best = sorted(nearest[:9], key=lambda item: -worth_N1[item] * np.exp(weight * (vectors[item - 1] @ query)))
+
+        def score(item, query=query, events=events):
+            near = 0.01 / (1 + events) if co_visits and item % 2 else 0.0
+            often = (1 + item % 5) ** 0.3 if co_visits else 1.0
+            odds = np.exp(0.6 * (vectors[item - 1] @ query)) * (1 + near / FLOOR) ** 0.5 * often
+            return worth_N1[item] * odds**weight if ranked else odds
+
+        best = sorted(nearest[:9], key=lambda item: -score(item))
         alone = sorted(fresh, key=lambda item: -worth_N1[item])
-        for name, listed in zip(shares, (nearest[:9], best[:4], nearest[:4], alone[:4]), strict=True):
+        lists.append(sorted(fresh, key=lambda item: -score(item))[:5])
+        for name, listed in zip(shares, (nearest[:9], best[:4], nearest[:4], alone[:4]), strict=False):
             shares[name].append(np.mean([target in listed for target in targets]))
+    shares["gain"] = np.subtract(shares["pair"], shares["retrieval"])
     for name, values in shares.items():
         assert found["recall"][name]["value"] == pytest.approx(np.mean(values)), name
     assert (found["users"], found["items"], found["candidates"], found["k"]) == (len(evaluator.users), 29, 9, 4)
-    monkeypatch.setattr(two_stage, "RANK_ALL_ITEMS", 28)
-    few = two_stage.two_stage_results(
-        evaluator, queries, index, ByNumber(worth_N1), candidates=9, retrieval_weight=0.0, seed=0, resamples=10
-    )
-    assert few["recall"]["ranker"] is None
+    if ranked:
+        monkeypatch.setattr(two_stage, "RANK_ALL_ITEMS", 28)
+        few = two_stage.two_stage_results(second, queries, index, candidates=9, seed=0, resamples=10)
+        assert few["recall"]["ranker"] is None
+    else:
+        assert found["recall"]["ranker"] is None
+        ranks = two_stage.ranks_of_both(second, queries, vectors, list_length=5)
+        np.testing.assert_array_equal(ranks.lists_UK, lists)
+
+
+def test_the_order_is_fitted_on_what_users_clicked_in_the_whole_catalogue(monkeypatch):
+    generator = np.random.default_rng(6)
+    known = TrainVocabulary(np.arange(14, dtype=np.int32), np.arange(30, dtype=np.int32))
+    evaluator = RetrievalEvaluator(TABLE, known, TRAIN, ROWS, max_length=8, events_per_batch=64)
+    vectors, queries = generator.normal(size=(29, 3)), generator.normal(size=(len(evaluator.users), 3))
+    items, worth_N1 = np.arange(1, 30, dtype=np.int32), generator.random(30)
+    second = two_stage.SecondStage(evaluator, ByNumber(worth_N1), ForHalf(), Order(), 1.0)
+    index = build_index(vectors, items, IndexConfig(kind="exact"))
+    signals, clicked = [], []
+    for user, query in zip(evaluator.users, queries, strict=True):
+        targets = {TABLE.item_R[row] for row in ROWS if TABLE.user_R[row] == user and TABLE.labels_RA[row, 0]}
+        rows = [row for row in TRAIN if TABLE.user_R[row] == user]
+        fresh = np.array([item for item in items if item not in {TABLE.item_R[row] for row in rows}])
+        near_C = ForHalf().scores(np.zeros(len(rows)), TABLE.labels_RA[rows, 0], fresh)
+        signals.append(Signals(vectors[fresh - 1] @ query, worth_N1[fresh], near_C, fresh % 5))
+        clicked.append(np.isin(fresh, list(targets)))
+    expected = fit_order(signals, clicked, [np.zeros(len(hit)) for hit in clicked])
+    assert expected != Order()
+    # With so many draws that each item is drawn, each stands for itself.
+    monkeypatch.setattr(two_stage, "FIT_DRAWS", 2000)
+    found = two_stage.fitted_order(second, queries, vectors, index, 9, seed=0)
+    assert vars(found) == pytest.approx(vars(expected), abs=1e-3)

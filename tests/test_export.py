@@ -64,9 +64,10 @@ def assert_same_items(found: Any, expected: Any) -> None:
         np.testing.assert_allclose(list(item.probabilities.values()), list(other.probabilities.values()), atol=1e-5)
 
 
-@pytest.mark.parametrize("ranked", [True, False])
-def test_the_mirror_gives_the_same_recommendations_and_scores(ranked: bool, tmp_path: Path) -> None:
-    export(mirrors.write_recommender(tmp_path / "recommender", ranked=ranked), tmp_path / "exported")
+@pytest.mark.parametrize(("ranked", "co_visits"), [(True, False), (True, True), (False, False), (False, True)])
+def test_the_mirror_gives_the_same_recommendations_and_scores(ranked: bool, co_visits: bool, tmp_path: Path) -> None:
+    kind = {"ranked": ranked, "co_visits": co_visits}
+    export(mirrors.write_recommender(tmp_path / "recommender", **kind), tmp_path / "exported")
     here = Recommender.load(tmp_path / "recommender")
     there = MirrorRecommender.load(tmp_path / "exported", "cpu")
     # The first user has no event.
@@ -91,8 +92,8 @@ def test_the_mirror_gives_the_same_recommendations_and_scores(ranked: bool, tmp_
         assert_same_items(scored, here.score(some, **who))
 
 
-def test_text_ids_travel_too(tmp_path: Path) -> None:
-    export(mirrors.write_recommender(tmp_path / "recommender", text_ids=True), tmp_path / "exported")
+def test_text_ids_and_co_visits_travel_too(tmp_path: Path) -> None:
+    export(mirrors.write_recommender(tmp_path / "recommender", text_ids=True, co_visits=True), tmp_path / "exported")
     there = MirrorRecommender.load(tmp_path / "exported", "cpu")
     here = Recommender.load(tmp_path / "recommender")
     assert_same_items(there.recommend(user_id="303").items, here.recommend(user_id="303").items)

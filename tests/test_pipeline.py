@@ -543,14 +543,18 @@ def test_files_of_exactly_tenrecs_format_are_taken(kind: str, tmp_path: Path) ->
 
 
 def test_a_log_of_clicks_alone_runs_to_a_recommender_without_a_ranker(tmp_path: Path) -> None:
+    # Each item is mostly followed by the next one, which co-visits know and an epoch does not teach.
     random = np.random.default_rng(0)
+    starts = random.integers(0, 60, 81)
     lines = [
-        f"{user} {' '.join(map(str, random.choice(60, 2 + user % 7, replace=False) + 1))}" for user in range(1, 81)
+        f"{user} {' '.join(str((starts[user] + 7 * place) % 60 + 1) for place in range(2 + user % 7))}"
+        for user in range(1, 81)
     ]
     (tmp_path / "log.txt").write_text("\n".join([*lines, "81 5"]) + "\n")
     config = tiny_config()
     data = dataclasses.replace(config.data, kind="sequences", path=str(tmp_path / "log.txt"), protocol="leave_one_out")
-    config = dataclasses.replace(config, data=data, ranking=dataclasses.replace(config.ranking, enabled=False))
+    ranking = dataclasses.replace(config.ranking, enabled=False, co_visits=20)
+    config = dataclasses.replace(config, data=data, ranking=ranking)
     results = Pipeline(config, tmp_path / "run").run()
     assert "ranking" not in results
     assert results["counts"]["users"] == sum(2 + user % 7 >= 3 for user in range(1, 81))
@@ -558,6 +562,16 @@ def test_a_log_of_clicks_alone_runs_to_a_recommender_without_a_ranker(tmp_path: 
     for metric, sampled in results["retrieval_1+99"].items():
         assert sampled["value"] == pytest.approx(results["retrieval"][metric]["value"])
     assert "99 uniform negatives" in (tmp_path / "run" / "report.html").read_text()
+    # All items are candidates, so that the pair's order is the one over the full catalogue.
+    both, pair = results["both_stages"], results["two_stage"]["recall"]
+    assert pair["pair"]["value"] == pytest.approx(both["retrieval"]["recall@20"]["value"])
+    assert pair["retrieval"]["value"] == pytest.approx(results["retrieval"]["recall@20"]["value"])
+    assert both["retrieval"]["ndcg@10"] != results["retrieval"]["ndcg@10"]
+    left = [tmp_path / "run" / "recommender" / name for name in ("co_visits.safetensors", "order.json")]
+    content = [path.read_bytes() for path in left]
+    left[0].unlink()
+    assert Pipeline(config, tmp_path / "run").run() == results
+    assert [path.read_bytes() for path in left] == content
     answer = Recommender.load(tmp_path / "run" / "recommender").recommend(user_id=81, k=5)
     assert [item.probabilities for item in answer.items] == [{}] * 5
     assert 5 not in [item.item_id for item in answer.items]

@@ -34,6 +34,7 @@ def files():
         "gini": 0.99,
     }
     recall = {"ranker": None, "candidates": estimate(0.5), "pair": estimate(0.25), "retrieval": estimate(0.2)}
+    recall["gain"] = estimate(0.05)
     times = {"retrieval": 0.31, "ranking": 4.5}
     test["two_stage"] = {
         "k": 20,
@@ -102,6 +103,7 @@ def test_tables_show_the_numbers_of_the_files(tmp_path, files):
         ["recall among the 200 candidates", shown(recall["candidates"])],
         ["recall first 20 of the pair", shown(recall["pair"])],
         ["recall first 20 of retrieval alone", shown(recall["retrieval"])],
+        ["what the pair adds to retrieval alone, paired by user", shown(recall["gain"])],
     ]
     assert "retrieval 0.31 ms, ranking 4.50 ms" in page.text
     header, full, empty = page.tables["By training rows of the user"]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenrec_jax import rules
+from tenrec_jax.order import Order
 from tenrec_jax.requests import ActionValues, Move
 from tenrec_jax.rules import Candidates, Ruled
 
@@ -14,9 +15,8 @@ def candidates(score: list[float], category: list[int]) -> Candidates:
     size = len(score)
     item_C = np.arange(size, dtype=np.int32) + 100
     scores = np.asarray(score, np.float32)
-    return Candidates(
-        item_C, np.asarray(category, np.int32), scores, np.zeros((size, 0), np.float32), scores, np.zeros(size, bool)
-    )
+    nothing = np.zeros((size, 0), np.float32), np.zeros(size, np.float32), np.zeros(size, np.int32)
+    return Candidates(item_C, np.asarray(category, np.int32), scores, *nothing, scores, np.zeros(size, bool))
 
 
 @st.composite
@@ -112,7 +112,7 @@ def test_worth_is_the_values_times_the_probabilities_times_retrievals_odds() -> 
     start = candidates(random.standard_normal(6).tolist(), [0] * 6)._replace(probability_CA=probability_CA)
     values = ActionValues(click=1.0, like=5.0)
     for weight in (0.0, 0.7):
-        found = rules.by_worth(start, values, ("click", "like"), weight)
+        found = rules.by_worth(start, Order(), values, ("click", "like"), weight)
         retrieval = start.retrieval_C.astype(float)
         odds = np.exp(retrieval) ** weight / np.exp(retrieval.max()) ** weight
         expected = (probability_CA[:, 0] + 5.0 * probability_CA[:, 1]) * odds

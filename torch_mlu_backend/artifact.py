@@ -2,6 +2,7 @@
 
 manifest.json          format version, kind, where it came from, SHA-256 of every other file and of the manifest itself; written last
 retrieval.safetensors  ranking.safetensors (absent where there is no ranker); model.safetensors where a model of the original system is held
+co_visits.safetensors  order.json (both absent where there are none)
 users.safetensors  items.safetensors (with the vectors that retrieval searches)  events.safetensors
 ids.json               raw ids, where they are text          rules.json
 probe.safetensors      inputs and the outputs that they should give
@@ -19,13 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from torch_mlu_backend import safetensors_file, weights
+from torch_mlu_backend.co_visits import CoVisits, Order
 from torch_mlu_backend.errors import UserError
 from torch_mlu_backend.modules.two_tower import TwoTower
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 RECOMMENDER, ORIGINAL_RANKER, ORIGINAL_TWO_TOWER = "exported_recommender", "original_ranker", "original_two_tower"
 KINDS = (RECOMMENDER, ORIGINAL_RANKER, ORIGINAL_TWO_TOWER)
 RETRIEVAL, RANKING, MODEL = "retrieval.safetensors", "ranking.safetensors", "model.safetensors"
+CO_VISITS, ORDER = "co_visits.safetensors", "order.json"
 USERS, ITEMS, EVENTS = "users.safetensors", "items.safetensors", "events.safetensors"
 IDS, RULES, PROBE, MANIFEST = "ids.json", "rules.json", "probe.safetensors", "manifest.json"
 OWN = "manifest_sha256"
@@ -76,11 +79,13 @@ class Rules:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A recommender, on the CPU. `ranking` is None where there is none."""
+    """A recommender, on the CPU. `ranking` and `co_visits` are None where there are none."""
 
     manifest: dict[str, Any]
     retrieval: weights.Model
     ranking: weights.Model | None
+    co_visits: CoVisits | None
+    order: Order
     catalogue: Catalogue
     rules: Rules
 
@@ -138,6 +143,8 @@ def load(folder: Path) -> Artifact:
         manifest,
         weights.load(folder / RETRIEVAL, weights.TWO_TOWER),
         weights.load(folder / RANKING, weights.RANKER) if RANKING in manifest["files"] else None,
+        CoVisits.load(folder / CO_VISITS) if CO_VISITS in manifest["files"] else None,
+        Order.load(folder / ORDER) if ORDER in manifest["files"] else Order(),
         _load_catalogue(folder),
         _load_rules(folder / RULES, manifest["actions"]),
     )

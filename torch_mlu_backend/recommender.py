@@ -3,10 +3,9 @@
 Retrieval compares the user's query with every item: where the exporting side searches with ScaNN, it may have missed what is found here.
 """
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -31,8 +30,8 @@ class RecommendedItem:
 
     Attributes:
         item_id: raw id.
-        score: what the list is ordered by: the expected worth of the actions times retrieval's odds, or the retrieval score where there
-            is no ranker; of given items the worth alone.
+        score: what the list is ordered by (`Order.fused`): the expected worth of the actions times the odds of retrieval, co-visits and
+            popularity, or where there is no ranker the logarithm of these; of given items, with a ranker, the worth alone.
         retrieval_score: inner product of query and item vector.
         probabilities: of each action, by name; empty where there is no ranker.
     """
@@ -121,9 +120,8 @@ class Recommender:
             queried = time.perf_counter()
             item_C, score_C, removed = self._candidates(query_D, user, k, exclude_seen)
             searched = time.perf_counter()
-            items = self._scored(profile, events, item_C, score_C)
-        if self._ranker is not None:
-            items = _fused(items, self._artifact.rules.retrieval_weight)
+            items = self._scored(user, profile, events, item_C, score_C, self._artifact.rules.retrieval_weight)
+        items.sort(key=lambda item: -item.score)
         ranked = time.perf_counter()
         seconds = {
             "query": queried - began, "search": searched - queried, "rank": ranked - searched, "total": ranked - began
@@ -156,7 +154,7 @@ class Recommender:
             profile, events = self._inputs(user)
             query_D = self._query(profile, events)
             vector_CD = self._two_tower.item_vectors(*self._of_items(item_C))
-            return tuple(self._scored(profile, events, item_C, (vector_CD @ query_D).float().cpu()))
+            return tuple(self._scored(user, profile, events, item_C, (vector_CD @ query_D).float().cpu(), 0.0))
 
     @property
     def ids_are_text(self) -> tuple[bool, bool]:
@@ -212,25 +210,28 @@ class Recommender:
         last = int(fresh[-1]) + 1 if len(fresh) == wanted else len(item_C)
         return item_C[fresh], score_C[fresh], last - len(fresh)
 
-    def _scored(self, profile: Profile, events: Events, item_C: Tensor, score_C: Tensor) -> list[RecommendedItem]:
-        """The items in the order given."""
-        raw_C = [cast(RawId, self._artifact.catalogue.raw_item[item]) for item in item_C.tolist()]
-        if self._ranker is None or not raw_C:
-            return [RecommendedItem(raw, score, score, {}) for raw, score in zip(raw_C, score_C.tolist(), strict=True)]
-        state = self._ranker.extend(self._ranker.start(profile), events)
-        probability_CA = self._ranker.score(state, *self._of_items(item_C[None]))[0].float().sigmoid().cpu()
-        actions = self._artifact.actions
-        worth_C = probability_CA @ torch.tensor(self._artifact.rules.action_values)
+    def _scored(
+        self, user: _User, profile: Profile, events: Events, item_C: Tensor, score_C: Tensor, weight: float
+    ) -> list[RecommendedItem]:
+        """The items in the order given; `weight` is that of what comes next, beside a ranker."""
+        loaded = self._artifact
+        probability_CA, worth_C = torch.zeros((len(item_C), 0)), None
+        if self._ranker is not None and len(item_C):
+            state = self._ranker.extend(self._ranker.start(profile), events)
+            probability_CA = self._ranker.score(state, *self._of_items(item_C[None]))[0].float().sigmoid().cpu()
+            worth_C = probability_CA @ torch.tensor(loaded.rules.action_values)
+        co_visits_C = clicks_C = torch.zeros(len(item_C))
+        if loaded.co_visits is not None:
+            latest = slice(-loaded.max_length, None)
+            co_visits_C = loaded.co_visits.scores(user.item[latest], user.action[latest, 0] > 0, item_C)
+            clicks_C = loaded.co_visits.clicks_N[item_C]
+        fused_C = loaded.order.fused(score_C, worth_C, co_visits_C, clicks_C, weight)
+        names = loaded.actions if self._ranker is not None else ()
         return [
-            RecommendedItem(raw, worth, score, dict(zip(actions, probabilities, strict=True)))
-            for raw, worth, score, probabilities in zip(
-                raw_C, worth_C.tolist(), score_C.tolist(), probability_CA.tolist(), strict=True
+            RecommendedItem(
+                cast(RawId, loaded.catalogue.raw_item[item]), fused, score, dict(zip(names, row, strict=True))
+            )
+            for item, fused, score, row in zip(
+                *(column.tolist() for column in (item_C, fused_C, score_C, probability_CA)), strict=True
             )
         ]
-
-
-def _fused(items: list[RecommendedItem], weight: float) -> list[RecommendedItem]:
-    """Candidates in the order of their worth times the odds that retrieval gives them, to the power of `weight`."""
-    best = max((item.retrieval_score for item in items), default=0.0)
-    scored = [replace(item, score=item.score * math.exp(weight * (item.retrieval_score - best))) for item in items]
-    return sorted(scored, key=lambda item: -item.score)

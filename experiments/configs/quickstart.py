@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
         stage.model.features.item_start = "spectral"
         stage.train.optimizer.table_learning_rate = 2e-4
     config.retrieval.model.item_bias = True
+    config.ranking.co_visits = 200
     config.ranking.pairwise_weight = 1.0
     config.ranking.train.average_decay = 0.98
     return config

@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     # Who clicks often and what is clicked often are told apart, and shrunk as far as the rows ask for: rates of rare actions are mostly
     # chance, and a rate is the lower the pickier the users were.
     ranking.bias_start = "effects"
+    ranking.co_visits = 200
     ranking.pairwise_weight = 1.0
     # Whether a user likes a category is told by the user's own rates in it, and by little else.
     ranking.model.crosses.layers = 2

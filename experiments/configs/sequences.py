@@ -8,8 +8,8 @@ Time:      15 to 27 minutes for Amazon Beauty
 Expected:  Amazon Beauty, test, items already seen excluded: recall@10 of .096 and NDCG@10 of .057; experiments/RESULTS.md has them beside
            what others published.
 
-Such logs hold no exposures without a click, so there is no true negative to learn a click probability from: the ranking stage is off, and
-the recommender answers in retrieval's order.
+Such logs hold no exposures without a click, so there is no true negative to learn a click probability from: no ranker is trained. The
+second stage orders retrieval's candidates by co-visits too: what stands behind what in the training timelines.
 """
 
 from ml_collections import ConfigDict
@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.data.kind = "sequences"
     config.data.protocol = "leave_one_out"
     config.ranking.enabled = False
+    config.ranking.co_visits = 200
     stage = config.retrieval
     stage.model.similarity = "cosine"
     stage.model.temperature = 0.1

@@ -37,7 +37,8 @@ def neighbour_item_vectors(
     Raises:
         UserError: fewer items with neighbours than the width asks for.
     """
-    information_NN = _mutual_information(_neighbours(table, rows))
+    follows_NN = followers(table, rows, WINDOW)
+    information_NN = _mutual_information(csr_array(follows_NN + follows_NN.T))
     known_N = np.diff(information_NN.indptr) > 0
     known = int(known_N.sum())
     if known < width + 2:
@@ -54,17 +55,24 @@ def neighbour_item_vectors(
     return unit_ND
 
 
-def _neighbours(table: Interactions, rows: NDArray[np.integer]) -> csr_array:
-    """`A`, [N + 1, N + 1], symmetric. An item is no neighbour of its own."""
+def followers(table: Interactions, rows: NDArray[np.integer], window: int) -> csr_array:
+    """How often item j follows item i in the users' timelines, [N + 1, N + 1]: k places behind it counts `1 - (k - 1) / window`.
+
+    No item follows itself.
+
+    Args:
+        table: the log. rows: those that count, ascending.
+        window: places that count.
+    """
     user_R, item_R = table.user_R[rows], table.item_R[rows]
     size = table.num_items + 1
-    near_NN = csr_array((size, size))
-    for apart in range(1, WINDOW + 1):
+    follows_NN = csr_array((size, size))
+    for apart in range(1, window + 1):
         one, other = item_R[:-apart], item_R[apart:]
         counts = (user_R[:-apart] == user_R[apart:]) & (one != other)
-        weight = np.full(int(counts.sum()), 1 - (apart - 1) / WINDOW)
-        near_NN = near_NN + csr_array((weight, (one[counts], other[counts])), shape=near_NN.shape)
-    return csr_array(near_NN + near_NN.T)
+        weight = np.full(int(counts.sum()), 1 - (apart - 1) / window)
+        follows_NN = follows_NN + csr_array((weight, (one[counts], other[counts])), shape=follows_NN.shape)
+    return follows_NN
 
 
 def _mutual_information(near_NN: csr_array) -> csr_array:

@@ -136,6 +136,11 @@ class RetrievalEvaluator:
         """Items that one of `users` clicked in the target rows."""
         return self._table.item_R[self._clicked[self._table.user_R[self._clicked] == user]]
 
+    def history(self, user: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a dense user has been shown, oldest first: dense items [S], and whether they were clicked, bool [S]."""
+        rows = self._visible[self._reader.offsets[user] : self._reader.offsets[user + 1]]
+        return self._table.item_R[rows], self._table.labels_RA[rows, 0] > 0
+
     def _blocks(self) -> Iterator[np.ndarray]:
         for start in range(0, len(self.users), self._block):
             yield self.users[start : start + self._block]

@@ -16,6 +16,7 @@ from tenrec_jax.evaluation.figures import (
 from tenrec_jax.evaluation.page import heading, paragraph, table
 from tenrec_jax.evaluation.results import SAMPLED
 from tenrec_jax.evaluation.sampled import NEGATIVES
+from tenrec_jax.evaluation.scorers import BOTH
 from tenrec_jax.evaluation.tables import interval, number, percent
 
 RANKING_METRICS = ("auc", "gauc", "log_loss", "ece", "pcoc")
@@ -28,10 +29,18 @@ WAYS = {
     "ranker": "first {k} of the ranker alone, over all items ({ranker_users:,} users)",
 }
 
+SHOWN = (
+    "What is clicked next hangs on what the logging system showed. The ranker knows how probable a click is on what is shown, and nothing "
+    "of what would be shown, which retrieval learns too; so its order may find fewer of these clicks than retrieval's. Which order people "
+    "would like better, a log cannot say."
+)
+
 
 def scorers_of(results: Mapping[str, Any], stage: str, action: str = "") -> dict[str, Mapping[str, Any]]:
-    """Metrics by scorer, the model first and the true probabilities last: of retrieval, or of one action."""
+    """Metrics by scorer, the model first, both stages next and the true probabilities last: of retrieval, or of one action."""
     found = {"ranker" if action else "model": results[stage]}
+    if stage in results.get(BOTH, {}):
+        found[BOTH.replace("_", " ")] = results[BOTH][stage]
     found |= {name.replace("_", " "): entry[stage] for name, entry in results["baselines"].items() if stage in entry}
     if stage in results.get("oracle", {}):
         found[ORACLE] = results["oracle"][stage]
@@ -71,7 +80,10 @@ def _among_sampled(test: Mapping[str, Any]) -> str:
     text = (
         "For comparison with what others report. Such numbers can order models otherwise than the full catalogue does."
     )
-    return table(f"Among the target and {NEGATIVES} uniform negatives", ["metric", *scorers], rows) + paragraph(text)
+    caption = f"Among the target and {NEGATIVES} uniform negatives"
+    at_10 = {name: {"ndcg@10": metrics["ndcg@10"]} for name, metrics in scorers.items()}
+    plot = interval_plot("sampled", f"NDCG@10 {caption[0].lower()}{caption[1:]}, with 95 % intervals", at_10)
+    return table(caption, ["metric", *scorers], rows) + paragraph(text) + figures(plot)
 
 
 def _lists(test: Mapping[str, Any]) -> str:
@@ -148,21 +160,18 @@ def two_stage(test: Mapping[str, Any]) -> str:
     if found is None:
         return paragraph("Both stages together were not measured.")
     names = {way: text.format(**found) for way, text in WAYS.items()}
-    recall = {names[way]: estimate for way, estimate in found["recall"].items() if estimate is not None}
-    recall = {text: recall[text] for text in names.values() if text in recall}
+    recall = {text: found["recall"][way] for way, text in names.items() if found["recall"].get(way) is not None}
     rows = [[f"recall {text}", interval(estimate)] for text, estimate in recall.items()]
+    if "gain" in found["recall"]:
+        rows.append(["what the pair adds to retrieval alone, paired by user", interval(found["recall"]["gain"])])
     times = ", ".join(f"{stage} {milliseconds:.2f} ms" for stage, milliseconds in found["milliseconds"].items())
     shares = {"all items": 1.0} | {text: float(estimate["value"] or 0) for text, estimate in recall.items()}
     return (
         paragraph(
-            f"What {found['users']:,} users clicked next: found among {found['items']:,} items by the index, then by the ranker among its "
-            f"candidates. The pair cannot find what is not among the candidates. For one user, median: {times}."
+            f"What {found['users']:,} users clicked next: found among {found['items']:,} items by the index, then among its candidates by "
+            f"the second stage. The pair cannot find what is not among the candidates. For one user, median: {times}."
         )
-        + paragraph(
-            "What is clicked next hangs on what the logging system showed. The ranker knows how probable a click is on what is shown, and "
-            "nothing of what would be shown, which retrieval learns too; so its order may find fewer of these clicks than retrieval's. "
-            "Which order people would like better, a log cannot say."
-        )
+        + (paragraph(SHOWN) if "ranking" in test else "")
         + table("From all items to the list", ["", "share of the clicked items"], rows)
         + figures(bar_chart("funnel", "Share of the clicked items that is still there", shares))
     )

@@ -18,7 +18,7 @@ from tenrec_jax.evaluation.baselines import (
 )
 from tenrec_jax.evaluation.evaluator import RetrievalEvaluator, TargetRanks
 
-MODEL, POPULARITY, RECENCY, ORACLE = "model", "popularity", "recency", "oracle"
+MODEL, BOTH, POPULARITY, RECENCY, ORACLE = "model", "both_stages", "popularity", "recency", "oracle"
 LIST_LENGTH = 20
 
 ScoreRows = Callable[[np.ndarray], NDArray[np.float32]]
@@ -28,7 +28,7 @@ class Scorer(NamedTuple):
     """One way to order items and to predict actions.
 
     Attributes:
-        name: `MODEL`, `ORACLE` or a baseline's name.
+        name: `MODEL`, `BOTH`, `ORACLE` or a baseline's name.
         ranks: of the clicked targets over the full catalogue, with the lists of recommended items; None where it retrieves nothing.
         score: from row numbers [r] of the table to a score for each action, float32 [r, A]; None where it ranks nothing. What the metrics
             say is said of these float32, which `predictions` keeps.

@@ -15,6 +15,7 @@ import numpy as np
 
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.results import SAMPLED
+from tenrec_jax.evaluation.scorers import BOTH, MODEL
 from tenrec_jax.evaluation.tables import aligned, number
 from tenrec_jax.files import flat, json_text, read_json
 from tenrec_jax.provenance import CONFIG
@@ -133,11 +134,15 @@ def _metrics(results: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     """By scorer and name; those that are not defined are left out."""
     return {
         (scorer, f"{group} {name}"): estimate["value"]
-        for scorer, entry in {"model": results, **results["baselines"]}.items()
+        for scorer, entry in {MODEL: results, **_both(results), **results["baselines"]}.items()
         for group, metrics in _groups(entry).items()
         for name, estimate in metrics.items()
         if isinstance(estimate, Mapping) and estimate["value"] is not None
     }
+
+
+def _both(results: Mapping[str, Any]) -> dict[str, Any]:
+    return {BOTH: results[BOTH]} if BOTH in results else {}
 
 
 def _groups(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

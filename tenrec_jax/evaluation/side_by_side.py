@@ -88,7 +88,7 @@ def _both(runs: Mapping[str, Run]) -> str:
         return paragraph("None of the runs measured both stages together.")
     ways = next(iter(found.values()))["recall"]
     rows = [
-        [way, *(interval(entry["recall"][way]) if entry["recall"][way] else "–" for entry in found.values())]
+        [way, *(interval(entry["recall"][way]) if entry["recall"].get(way) else "–" for entry in found.values())]
         for way in ways
     ]
     rows += [

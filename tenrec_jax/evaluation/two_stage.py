@@ -1,4 +1,4 @@
-"""Both stages together, as they serve: candidates from the index, ordered by the ranker, against what the user clicked next.
+"""Both stages together, as they serve: candidates from the index, ordered by ranker and co-visits, against what the user clicked next.
 
 What is clicked next hangs on what the logging system showed. Retrieval learns both; the ranker learns the probability of a click on what
 is shown, and nothing of what would be. Where showing decides more than liking, its order finds fewer of the next clicks than
@@ -7,25 +7,29 @@ retrieval's, and that says little of which order people would like better: only 
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from flax import nnx
+from tqdm import tqdm
 
+from tenrec_jax.co_visits import CoVisits
 from tenrec_jax.data.batches import TimelineReader, TrainVocabulary, Windows
 from tenrec_jax.data.interactions import Interactions
-from tenrec_jax.evaluation.evaluator import RetrievalEvaluator
+from tenrec_jax.evaluation.evaluator import RetrievalEvaluator, TargetRanks
 from tenrec_jax.evaluation.statistics import bootstrap_means
 from tenrec_jax.models.compiled import probabilities_after
+from tenrec_jax.order import Order, Signals, fit_order, fused
 from tenrec_jax.requests import ActionValues
 from tenrec_jax.retrieval.index import ItemIndex
-from tenrec_jax.rules import fused
 from tenrec_jax.timeline import Events, Profile
 
 T = TypeVar("T")
 
-LENGTH, USERS = 20, 500
+LENGTH, USERS = 20, 2000
+# The order of candidates is fitted on so many users at most, with so many draws each.
+FIT_USERS, FIT_DRAWS = 5000, 200
 # The ranker alone over the whole catalogue takes seconds a user: fewer users, and no large catalogue.
 RANK_ALL_USERS, RANK_ALL_ITEMS, _BLOCK = 50, 20_000, 4096
 
@@ -73,6 +77,36 @@ class CandidateRanker:
         return Profile(*(field[:, 0] for field in timeline.profile)), timeline.events
 
 
+class SecondStage(NamedTuple):
+    """What orders the candidates of the evaluator's users.
+
+    Attributes:
+        evaluator: whose users these are, with what they have seen.
+        ranker, co_visits: None where there is none.
+        order: the powers of what they say.
+        retrieval_weight: of `Rules`.
+    """
+
+    evaluator: RetrievalEvaluator
+    ranker: CandidateRanker | None
+    co_visits: CoVisits | None
+    order: Order
+    retrieval_weight: float
+
+    def signals(self, user: int, item_C: np.ndarray, retrieval_C: np.ndarray, block: int) -> Signals:
+        """What is known of these dense items for a dense user; `block` is the ranker's."""
+        worth_C = None if self.ranker is None else self.ranker.worth(user, item_C, block)
+        co_visits_C, clicks_C = np.zeros(len(item_C), np.float32), np.zeros(len(item_C), np.int32)
+        if self.co_visits is not None:
+            co_visits_C = self.co_visits.scores(*self.evaluator.history(user), item_C)
+            clicks_C = self.co_visits.clicks(item_C)
+        return Signals(retrieval_C, worth_C, co_visits_C, clicks_C)
+
+    def scores(self, user: int, item_C: np.ndarray, retrieval_C: np.ndarray, block: int) -> np.ndarray:
+        """What orders them, [C]."""
+        return fused(self.order, self.signals(user, item_C, retrieval_C, block), self.retrieval_weight)
+
+
 @dataclass(frozen=True)
 class _Outcome:
     """Of one user: the shares of targets among the candidates and in the list of each way, and the milliseconds of each stage."""
@@ -81,43 +115,73 @@ class _Outcome:
     milliseconds: dict[str, float]
 
 
+def fitted_order(
+    second: SecondStage, query_UD: np.ndarray, vectors_ND: np.ndarray, index: ItemIndex, candidates: int, seed: int
+) -> Order:
+    """The order under which the evaluator's users' next clicks are most probable; see `fit_order`.
+
+    Of the catalogue it takes a user's candidates, what was clicked beside them, and `FIT_DRAWS` uniform draws, which stand for the rest.
+
+    Args:
+        second: the second stage, whose own order does not matter.
+        query_UD: the users' queries. vectors_ND: of items 1..N.
+        index: of the first stage.
+        candidates: K, handed from one to the other.
+        seed: of the draws.
+    """
+    evaluator, random = second.evaluator, np.random.default_rng((seed, 5))
+    signals, clicked, log_count = list[Signals](), list[np.ndarray](), list[np.ndarray]()
+    for number in tqdm(_spaced(len(evaluator.users), FIT_USERS), desc="order of candidates", leave=False, delay=1):
+        user, query_1D = int(evaluator.users[number]), query_UD[number : number + 1]
+        seen = evaluator.excluded_items(user)
+        found_C = index.search_unseen(query_1D, seen, candidates).items_C
+        target_T = np.setdiff1d(np.intersect1d(evaluator.target_items(user), index.item_ids_N), seen)
+        known_C = np.union1d(found_C, target_T)
+        rest_M = np.setdiff1d(random.choice(index.item_ids_N, FIT_DRAWS), np.union1d(known_C, seen))
+        item_C = np.concatenate([known_C, rest_M]).astype(np.int32)
+        rest = index.size - len(np.union1d(known_C, np.intersect1d(seen, index.item_ids_N)))
+        draws_count = np.log(rest / max(1, len(rest_M))) if rest else 0.0
+        retrieval_C = vectors_ND[item_C - 1] @ query_1D[0]
+        signals.append(second.signals(user, item_C, retrieval_C, candidates + FIT_DRAWS))
+        clicked.append(np.isin(item_C, target_T))
+        log_count.append(np.repeat([0.0, draws_count], [len(known_C), len(rest_M)]))
+    return fit_order(signals, clicked, log_count)
+
+
 def two_stage_results(
-    evaluator: RetrievalEvaluator,
+    second: SecondStage,
     query_UD: np.ndarray,
     index: ItemIndex,
-    ranker: CandidateRanker,
     *,
     candidates: int,
-    retrieval_weight: float,
     seed: int,
     resamples: int,
 ) -> dict[str, Any]:
     """Recall of the users' next clicks: among the candidates, and in the first `LENGTH` of the pair and of each stage alone.
 
-    The pair cannot find what is not among the candidates. At most `USERS` users, evenly spaced; milliseconds are medians over them, of one
-    user at a time. The ranker alone orders the whole index, for `RANK_ALL_USERS` of them; it is left out (None) above `RANK_ALL_ITEMS`
-    items.
+    The pair cannot find what is not among the candidates; "gain" is what it adds to retrieval's recall, paired by user. With a ranker at
+    most `USERS` users, evenly spaced; milliseconds are medians over them, of one user at a time. The ranker alone orders the whole index,
+    for `RANK_ALL_USERS` of them; it is left out (None) where there is none, and above `RANK_ALL_ITEMS` items.
 
     Args:
-        evaluator: whose users and targets these are.
-        query_UD: their queries.
+        second: the second stage, with the users and their targets.
+        query_UD: the users' queries.
         index: of the first stage.
-        ranker: the second stage.
         candidates: K, handed from one to the other.
-        retrieval_weight: of `rules.fused`, by which the pair orders.
         seed, resamples: of the bootstrap.
     """
-    pair = _Pair(index, ranker, candidates, retrieval_weight)
+    evaluator, users = second.evaluator, len(second.evaluator.users)
     outcomes, alone = [], []
-    for number in _spaced(len(evaluator.users), USERS):
-        user, query_1D = int(evaluator.users[number]), query_UD[number : number + 1]
-        outcomes.append(pair.outcome(user, evaluator.target_items(user), evaluator.excluded_items(user), query_1D))
-    if index.size <= RANK_ALL_ITEMS:
-        for number in _spaced(len(evaluator.users), RANK_ALL_USERS):
-            user = int(evaluator.users[number])
-            alone.append(pair.share_of_ranker(user, evaluator.target_items(user), evaluator.excluded_items(user)))
+    for number in _spaced(users, USERS if second.ranker is not None else users):
+        outcomes.append(
+            _outcome(second, index, int(evaluator.users[number]), query_UD[number : number + 1], candidates)
+        )
+    if second.ranker is not None and index.size <= RANK_ALL_ITEMS:
+        for number in _spaced(users, RANK_ALL_USERS):
+            alone.append(_share_of_ranker(second.ranker, evaluator, index, int(evaluator.users[number])))
 
     shares = {name: np.array([outcome.shares[name] for outcome in outcomes]) for name in outcomes[0].shares}
+    shares["gain"] = shares["pair"] - shares["retrieval"]
     bootstrap = {"seed": seed, "resamples": resamples}
     recall = bootstrap_means(shares, **bootstrap) | (
         bootstrap_means({"ranker": np.array(alone)}, **bootstrap) if alone else {}
@@ -129,33 +193,49 @@ def two_stage_results(
         "items": index.size,
         "candidates": candidates,
         "recall": {"ranker": None} | {name: estimate.to_json() for name, estimate in recall.items()},
+        "order": asdict(second.order),
         "milliseconds": {
             name: float(np.median([o.milliseconds[name] for o in outcomes])) for name in outcomes[0].milliseconds
         },
     }
 
 
-class _Pair:
-    """Index and ranker, asked for one user at a time."""
+def ranks_of_both(
+    second: SecondStage, query_UD: np.ndarray, vectors_ND: np.ndarray, *, list_length: int
+) -> TargetRanks:
+    """Ranks over the full catalogue by the score that orders candidates, of a second stage without a ranker.
 
-    def __init__(self, index: ItemIndex, ranker: CandidateRanker, candidates: int, retrieval_weight: float) -> None:
-        self._index, self._ranker, self._candidates, self._weight = index, ranker, candidates, retrieval_weight
+    Args:
+        second: the second stage, with the users and their targets.
+        query_UD: the users' queries. vectors_ND: of items 1..N.
+        list_length: K of the lists of recommended items.
+    """
+    evaluator, item_N = second.evaluator, np.arange(1, len(vectors_ND) + 1, dtype=np.int32)
 
-    def outcome(self, user: int, targets: np.ndarray, seen: np.ndarray, query_1D: np.ndarray) -> _Outcome:
-        """What becomes of a user's targets from the index to the list."""
-        hits, retrieval_ms = _timed(lambda: self._index.search_unseen(query_1D, seen, self._candidates))
-        score_C, item_C, _ = hits
-        worth_C, ranking_ms = _timed(lambda: self._ranker.worth(user, item_C, self._candidates))
-        pair = _best(item_C, fused(worth_C, score_C, self._weight))
-        lists = {"candidates": item_C, "pair": pair, "retrieval": item_C[:LENGTH]}
-        shares = {name: float(np.isin(targets, listed).mean()) for name, listed in lists.items()}
-        return _Outcome(shares, {"retrieval": retrieval_ms, "ranking": ranking_ms})
+    def scores(users: np.ndarray) -> np.ndarray:
+        retrieval_BN = query_UD[np.searchsorted(evaluator.users, users)] @ vectors_ND.T
+        rows = zip(users.tolist(), retrieval_BN, strict=True)
+        return np.stack([second.scores(user, item_N, retrieval_N, len(item_N)) for user, retrieval_N in rows])
 
-    def share_of_ranker(self, user: int, targets: np.ndarray, seen: np.ndarray) -> float:
-        """The share of the targets in the list of the ranker alone."""
-        item_N = np.setdiff1d(self._index.item_ids_N, seen)
-        worth_N = self._ranker.worth(user, item_N, min(_BLOCK, self._index.size))
-        return float(np.isin(targets, _best(item_N, worth_N)).mean())
+    return evaluator.rank(scores, list_length=list_length)
+
+
+def _outcome(second: SecondStage, index: ItemIndex, user: int, query_1D: np.ndarray, candidates: int) -> _Outcome:
+    """What becomes of a user's targets from the index to the list."""
+    targets, seen = second.evaluator.target_items(user), second.evaluator.excluded_items(user)
+    hits, retrieval_ms = _timed(lambda: index.search_unseen(query_1D, seen, candidates))
+    score_C, item_C, _ = hits
+    fused_C, ranking_ms = _timed(lambda: second.scores(user, item_C, score_C, candidates))
+    lists = {"candidates": item_C, "pair": _best(item_C, fused_C), "retrieval": item_C[:LENGTH]}
+    shares = {name: float(np.isin(targets, listed).mean()) for name, listed in lists.items()}
+    return _Outcome(shares, {"retrieval": retrieval_ms, "ranking": ranking_ms})
+
+
+def _share_of_ranker(ranker: CandidateRanker, evaluator: RetrievalEvaluator, index: ItemIndex, user: int) -> float:
+    """The share of a user's targets in the list of the ranker alone."""
+    item_N = np.setdiff1d(index.item_ids_N, evaluator.excluded_items(user))
+    worth_N = ranker.worth(user, item_N, min(_BLOCK, index.size))
+    return float(np.isin(evaluator.target_items(user), _best(item_N, worth_N)).mean())
 
 
 def _spaced(size: int, most: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 manifest.json          format version, kind, where it came from, SHA-256 of every other file and of the manifest itself; written last
 retrieval.safetensors  ranking.safetensors (absent where there is no ranker): weights in PyTorch's names and layout
+co_visits.safetensors  order.json (both absent where there are none)
 users.safetensors  items.safetensors (with the vectors that retrieval searches)  events.safetensors
 ids.json               raw ids, where they are text          rules.json
 probe.safetensors      inputs and the outputs that JAX gave for them
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 
 from tenrec_jax import artifact
 from tenrec_jax.artifact import Artifact, Catalogue, Identity
+from tenrec_jax.co_visits import CoVisits
 from tenrec_jax.config import ServingConfig
 from tenrec_jax.errors import UserError
 from tenrec_jax.files import json_text, read_json, write_json
@@ -29,7 +31,7 @@ from tenrec_jax.workspace import refuse_used, workspace
 from torch_mlu_backend import config as mirror_config
 from torch_mlu_backend.errors import UserError as MirrorError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KINDS = (Kind.EXPORTED_RECOMMENDER, Kind.ORIGINAL_RANKER, Kind.ORIGINAL_TWO_TOWER)
 RETRIEVAL, RANKING, PROBE = "retrieval.safetensors", "ranking.safetensors", "probe.safetensors"
 USERS, ITEMS, EVENTS = "users.safetensors", "items.safetensors", "events.safetensors"
@@ -135,6 +137,9 @@ def _write(out: Path, loaded: Artifact) -> None:
     if loaded.ranking is not None:
         ranking = weights.Description(weights.RANKER, identity.ranking, identity.vocabulary)
         weights.save(out / RANKING, ranking, loaded.ranking.parameters)
+    if loaded.co_visits is not None:
+        loaded.co_visits.save(out / artifact.CO_VISITS)
+        write_json(out / artifact.ORDER, dataclasses.asdict(loaded.order))
     _save_catalogue(out, catalogue, np.sort(loaded.index.item_ids_N), item_vectors(loaded))
     write_json(out / RULES, dataclasses.asdict(loaded.serving))
     inputs = probe.draw(loaded)
@@ -162,6 +167,9 @@ def _write_recommender(out: Path, exported: Path, manifest: dict[str, Any]) -> N
     artifact.save_weights(out / artifact.RETRIEVAL_WEIGHTS, two_tower.parameters)
     if ranker is not None:
         artifact.save_weights(out / artifact.RANKING_WEIGHTS, ranker.parameters)
+    if artifact.CO_VISITS in manifest["files"]:
+        CoVisits.load(exported / artifact.CO_VISITS).save(out / artifact.CO_VISITS)
+        write_json(out / artifact.ORDER, dataclasses.asdict(artifact.load_order(exported / artifact.ORDER)))
     vectors_ND = _item_vectors(two_tower, catalogue, indexed_N)
     config = artifact.settings(manifest["index"], IndexConfig, exported / MANIFEST, "index")
     build_index(vectors_ND, indexed_N, config).save(out / artifact.INDEX)

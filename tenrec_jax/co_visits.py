@@ -1,0 +1,121 @@
+"""Co-visits: what stands behind what in the training timelines, and how much a user's latest clicks therefore speak for a candidate; and
+how often each item was clicked at all.
+
+A model of low rank blurs what a table of pairs keeps: that these two items, of all, are taken one after the other. So the counts know
+something that the two-tower does not, and the other way round. It is the oldest of recommenders (Linden, Smith and York, 2003,
+doi:10.1109/MIC.2003.1167344; YouTube's co-visitation counts: Davidson et al., 2010, doi:10.1145/1864708.1864770), with an order in time.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy.sparse import coo_array
+
+from tenrec_jax.data.interactions import Interactions
+from tenrec_jax.data.neighbours import followers
+from tenrec_jax.errors import UserError
+from tenrec_jax.files import written_whole
+from tenrec_jax.retrieval.hits import Floats, Ids
+
+WINDOW = 10  # places behind an item that count
+BACKWARD = 0.2  # what standing before an item counts, of what standing behind it does
+PRIOR = 5.0  # co-visits with nothing, so that little is made of rare items
+HISTORY = 32  # latest events of a user that speak
+DECAY = 0.8  # of what an event says, with each event after it
+
+
+class CoVisits(NamedTuple):
+    """What stands near each item, and how popular it is.
+
+    Attributes:
+        item_NK: of each of the items 0..N the K that belong to it most, int32 [N + 1, K]; 0 where there are fewer.
+        weight_NK: how much, float32 [N + 1, K]; see `count_co_visits`.
+        clicks_N: training clicks of each item, int32 [N + 1].
+    """
+
+    item_NK: Ids
+    weight_NK: Floats
+    clicks_N: Ids
+
+    def scores(self, item_S: Ids, clicked_S: NDArray[np.bool_], item_C: Ids) -> Floats:
+        """What a user's events say for candidates: the sum over the clicked ones of `DECAY^age * weight`, [C].
+
+        Args:
+            item_S: dense ids of the user's events, oldest first, of which the last `HISTORY` are read; an event's age is the number of
+                events after it. Items that were added to the catalogue after training say nothing.
+            clicked_S: which of them were clicked.
+            item_C: dense ids of the candidates, distinct.
+        """
+        if not len(item_C):
+            return np.zeros(0, np.float32)
+        item_S, clicked_S = item_S[-HISTORY:], clicked_S[-HISTORY:]
+        says_S = clicked_S & (item_S < len(self.item_NK))
+        decay_S = DECAY ** np.arange(len(item_S) - 1, -1, -1, dtype=np.float32)[says_S]
+        near_SK, weight_SK = self.item_NK[item_S[says_S]], self.weight_NK[item_S[says_S]] * decay_S[:, None]
+        order_C = np.argsort(item_C)
+        place_SK = np.minimum(np.searchsorted(item_C, near_SK, sorter=order_C), len(item_C) - 1)
+        found_SK = item_C[order_C[place_SK]] == near_SK
+        sums_C = np.bincount(order_C[place_SK[found_SK]], weight_SK[found_SK], len(item_C))
+        return sums_C.astype(np.float32)
+
+    def clicks(self, item_C: Ids) -> Ids:
+        """Training clicks of dense items [C]; none of those that were added to the catalogue."""
+        return np.where(item_C < len(self.clicks_N), self.clicks_N[np.minimum(item_C, len(self.clicks_N) - 1)], 0)
+
+    def save(self, path: Path) -> None:
+        """Write them as safetensors."""
+        with written_whole(path) as temporary:
+            save_file({"item": self.item_NK, "weight": self.weight_NK, "clicks": self.clicks_N}, temporary)
+
+    @classmethod
+    def load(cls, path: Path) -> "CoVisits":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: no readable file, or one that holds something else.
+        """
+        try:
+            arrays = load_file(path)
+            found = cls(arrays["item"], arrays["weight"], arrays["clicks"])
+        except (SafetensorError, OSError, KeyError) as error:
+            raise UserError(f"{path} cannot be read as co-visits: {error}.") from error
+        if found.item_NK.shape != found.weight_NK.shape or found.item_NK.shape[:1] != found.clicks_N.shape:
+            raise UserError(f"{path} cannot be read as co-visits: item and weight must be [N + 1, K], clicks [N + 1].")
+        return found
+
+
+def count_co_visits(table: Interactions, rows: NDArray[np.integer], neighbours: int) -> CoVisits:
+    """The co-visits of a log.
+
+    With `F_ij` how often item j follows i (`neighbours.followers`, over `WINDOW` places), `A = F + BACKWARD F'`, `r_i` the sum of its row
+    i and `c_j` that of its column j, the weight of j beside i is
+
+        A_ij / (r_i + PRIOR) / sqrt((c_j + PRIOR) / (mean c + PRIOR)),
+
+    the share of j in what stands near i, less for what stands near everything; the mean is over the items that occur.
+
+    Args:
+        table: the log. rows: its training rows, ascending, clicked or not: what is shown in a row has a subject too.
+        neighbours: K, kept of each item.
+    """
+    follows_NN = followers(table, rows, WINDOW)
+    near_NN = coo_array(follows_NN + BACKWARD * follows_NN.T)
+    row_N, column_N = (np.bincount(ids, near_NN.data, near_NN.shape[0]) + PRIOR for ids in (near_NN.row, near_NN.col))
+    usual = column_N[column_N > PRIOR].mean() if near_NN.nnz else PRIOR
+    weight = near_NN.data / row_N[near_NN.row] / np.sqrt(column_N[near_NN.col] / usual)
+    # Those of an item together, the largest weight first; equal ones in the order of their ids.
+    order = np.lexsort((near_NN.col, -weight, near_NN.row))
+    row = near_NN.row[order]
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    kept = place < neighbours
+    item_NK = np.zeros((near_NN.shape[0], neighbours), np.int32)
+    weight_NK = np.zeros(item_NK.shape, np.float32)
+    item_NK[row[kept], place[kept]] = near_NN.col[order[kept]]
+    weight_NK[row[kept], place[kept]] = weight[order[kept]]
+    clicked = rows[table.labels_RA[rows, 0] > 0]
+    clicks_N = np.bincount(table.item_R[clicked], minlength=len(item_NK)).astype(np.int32)
+    return CoVisits(item_NK, weight_NK, clicks_N)

@@ -1,0 +1,126 @@
+"""The order of a user's candidates, from what retrieval, the ranker, co-visits and popularity say of each.
+
+Retrieval, co-visits and popularity give the odds of an item to come next; their product, each to a power, is a logarithmic pool of
+opinions (Genest and Zidek, 1986, doi:10.1214/ss/1177013825). The ranker says what an item is worth if it comes. So the order is that of
+
+    worth * (exp(b * retrieval) * (1 + co_visits / FLOOR)^c * (1 + clicks)^d)^weight.
+
+The powers b, c and d of a run are fitted on what validation users clicked next, against the whole catalogue: a conditional logit
+(McFadden, 1974). The weight is a rule.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+
+from tenrec_jax.retrieval.hits import Floats, Ids
+from tenrec_jax.settings import NonNegative, Settings
+
+# Co-visits of a candidate of which no event speaks: about half a percent of what one latest event has to give.
+FLOOR = 1e-3
+# How strongly fitted powers are held to those of a recommender without co-visits: as by a normal prior of this precision.
+PRECISION = 1.0
+# The least power of worth when fitting, which the others are divided by.
+LEAST_WORTH = 0.05
+
+
+@dataclass(frozen=True)
+class Order(Settings):
+    """The powers b, c and d of the module's formula. The default leaves co-visits and popularity out.
+
+    Attributes:
+        retrieval: b, of retrieval's odds.
+        co_visits: c, of the co-visits.
+        popularity: d, of the items' clicks.
+    """
+
+    retrieval: NonNegative = 1.0
+    co_visits: NonNegative = 0.0
+    popularity: NonNegative = 0.0
+
+
+class Signals(NamedTuple):
+    """What is known of C candidates of a user.
+
+    Attributes:
+        retrieval_C: inner products of query and item.
+        worth_C: expected worth of the actions; None where there is no ranker.
+        co_visits_C: `CoVisits.scores`; zeros where there are none.
+        clicks_C: training clicks of the items; zeros where there are no co-visits.
+    """
+
+    retrieval_C: Floats
+    worth_C: Floats | None
+    co_visits_C: Floats
+    clicks_C: Ids
+
+
+def fused(order: Order, signals: Signals, weight: float = 1.0) -> Floats:
+    """What orders the candidates, [C].
+
+    With a ranker it is the module's product, with retrieval's odds relative to the best candidate's; without, its logarithm.
+
+    Args:
+        order: the powers.
+        signals: of the candidates.
+        weight: of what comes next, where there is a ranker; 0 leaves worth alone, so that no score hangs on the other candidates.
+    """
+    retrieval_C, worth_C, co_visits_C, clicks_C = signals
+    counted_C = order.co_visits * np.log1p(co_visits_C / FLOOR) + order.popularity * np.log1p(
+        clicks_C, dtype=np.float32
+    )
+    if worth_C is None:
+        return order.retrieval * retrieval_C + counted_C
+    best = retrieval_C.max(initial=-np.inf)
+    return worth_C * np.exp(weight * (order.retrieval * (retrieval_C - best) + counted_C))
+
+
+def fit_order(
+    signals: Sequence[Signals], clicked: Sequence[NDArray[np.bool_]], log_count: Sequence[NDArray[np.floating]]
+) -> Order:
+    """The powers under which what users clicked next was most probable, held to `Order()` by a weak prior.
+
+    With powers p = (a, b, c, d) of worth, retrieval's odds, co-visits and clicks, s the logarithm of their product and n how many items of
+    the catalogue each one stands for, it minimises
+
+        -sum log(exp(s_target) / sum_C n_C exp(s_C)) + PRECISION / 2 * |p - (1, 1, 0, 0)|^2
+
+    over a >= LEAST_WORTH and b, c, d >= 0, with a term for each clicked item, which is convex; b / a, c / a and d / a give the same order
+    with a worth of power 1.
+
+    Args:
+        signals: of items for each user, all with or all without a ranker: candidates, clicked ones, and draws from the rest.
+        clicked: which of each user's items were clicked next, [C].
+        log_count: log n, [C]; 0 for an item that stands for itself, more for draws.
+    """
+    default = np.array([1.0, 1.0, 0.0, 0.0])
+    telling = [
+        (_terms(each), hit, count) for each, hit, count in zip(signals, clicked, log_count, strict=True) if hit.any()
+    ]
+
+    def loss_and_gradient(power_4: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        loss, gradient_4 = PRECISION / 2 * ((power_4 - default) ** 2).sum(), PRECISION * (power_4 - default)
+        for term_C4, hit_C, log_count_C in telling:
+            score_C = term_C4 @ power_4
+            counted_C, targets = score_C + log_count_C, hit_C.sum()
+            total = logsumexp(counted_C)
+            loss += targets * total - score_C[hit_C].sum()
+            gradient_4 = gradient_4 + targets * (np.exp(counted_C - total) @ term_C4) - term_C4[hit_C].sum(axis=0)
+        return float(loss), gradient_4
+
+    bounds = [(LEAST_WORTH, None), *[(0.0, None)] * 3]
+    a, b, c, d = minimize(loss_and_gradient, default, jac=True, method="L-BFGS-B", bounds=bounds).x.tolist()
+    return Order(b / a, c / a, d / a)
+
+
+def _terms(signals: Signals) -> NDArray[np.float64]:
+    """What the powers are multiplied with, [C, 4]: the logarithms of worth, retrieval's odds, co-visits and clicks."""
+    retrieval_C, worth_C, co_visits_C, clicks_C = signals
+    log_worth_C = np.zeros(len(retrieval_C)) if worth_C is None else np.log(worth_C)
+    terms = log_worth_C, retrieval_C - retrieval_C.max(), np.log1p(co_visits_C / FLOOR), np.log1p(clicks_C)
+    return np.stack(terms, axis=1)

@@ -1,0 +1,92 @@
+"""Co-visits, and the order of candidates that they have a part in, as `tenrec_jax.co_visits` and `tenrec_jax.order` have them."""
+
+import json
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_mlu_backend import safetensors_file
+from torch_mlu_backend.errors import UserError
+
+HISTORY, DECAY, FLOOR = 32, 0.8, 1e-3
+
+
+class CoVisits(NamedTuple):
+    """What stands near each item, on the CPU: `item_NK`, the K items that belong to it most, int32 [N + 1, K], 0 where there are fewer,
+    `weight_NK`, how much, float32, and `clicks_N`, training clicks of each item."""
+
+    item_NK: Tensor
+    weight_NK: Tensor
+    clicks_N: Tensor
+
+    @classmethod
+    def load(cls, path: Path) -> "CoVisits":
+        """Read an exported file.
+
+        Raises:
+            UserError: it holds something else.
+        """
+        arrays = safetensors_file.read_named(path, ["item", "weight", "clicks"])
+        found = cls(arrays["item"], arrays["weight"], arrays["clicks"])
+        if found.item_NK.shape != found.weight_NK.shape or found.item_NK.shape[:1] != found.clicks_N.shape:
+            raise UserError(f"{path} cannot be read as co-visits: item, weight and clicks do not fit. Export again.")
+        return found
+
+    def scores(self, item_S: Tensor, clicked_S: Tensor, item_C: Tensor) -> Tensor:
+        """The sum over a user's latest clicked events of `DECAY^age * weight` of each candidate, [C].
+
+        Args:
+            item_S, clicked_S: dense ids of the user's events, oldest first, and whether they were clicked, bool.
+            item_C: dense ids of the candidates, distinct.
+        """
+        item_S, clicked_S = item_S[-HISTORY:], clicked_S[-HISTORY:]
+        age_S = torch.arange(len(item_S) - 1, -1, -1)[clicked_S]
+        near_SK, weight_SK = (
+            self.item_NK[item_S[clicked_S]],
+            self.weight_NK[item_S[clicked_S]] * (DECAY**age_S)[:, None],
+        )
+        sorted_C, order_C = item_C.sort()
+        place_SK = torch.searchsorted(sorted_C, near_SK.long()).clamp(max=max(len(item_C) - 1, 0))
+        sums_C = torch.zeros(len(item_C))
+        if len(item_C):
+            found_SK = sorted_C[place_SK] == near_SK
+            sums_C.index_add_(0, order_C[place_SK[found_SK]], weight_SK[found_SK])
+        return sums_C
+
+
+@dataclass(frozen=True)
+class Order:
+    """The powers of retrieval's odds, of the co-visits and of the items' clicks."""
+
+    retrieval: float = 1.0
+    co_visits: float = 0.0
+    popularity: float = 0.0
+
+    @classmethod
+    def load(cls, path: Path) -> "Order":
+        """Read an exported file.
+
+        Raises:
+            UserError: it holds something else.
+        """
+        try:
+            found = cls(**json.loads(path.read_text(encoding="utf-8")))
+            if not all(isfinite(power) and power >= 0 for power in asdict(found).values()):
+                raise ValueError("a power is negative or not finite")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{path} cannot be read ({error}). Export again.") from error
+        return found
+
+    def fused(
+        self, retrieval_C: Tensor, worth_C: Tensor | None, co_visits_C: Tensor, clicks_C: Tensor, weight: float
+    ) -> Tensor:
+        """What orders the candidates [C]: a product with a ranker, a logarithm without; see `tenrec_jax.order.fused`."""
+        counted_C = self.co_visits * torch.log1p(co_visits_C / FLOOR) + self.popularity * torch.log1p(clicks_C.float())
+        if worth_C is None:
+            return self.retrieval * retrieval_C + counted_C
+        best = retrieval_C.max() if len(retrieval_C) else 0.0
+        return worth_C * torch.exp(weight * (self.retrieval * (retrieval_C - best) + counted_C))
