@@ -16,6 +16,7 @@ from tenrec_jax.config import ServingConfig
 from tenrec_jax.files import write_json
 from tenrec_jax.interop import names, weights
 from tenrec_jax.models.blocks import EncoderConfig
+from tenrec_jax.models.crosses import CrossConfig
 from tenrec_jax.models.features import FeatureConfig, Vocabulary
 from tenrec_jax.models.heads import HeadsConfig
 from tenrec_jax.models.ranker import RankerConfig
@@ -94,9 +95,14 @@ def random_events(random: np.random.Generator, batch: int, slots: int, real: np.
     )
 
 
-def ranker_description(encoder: EncoderConfig = ENCODER, head: str = "shared_bottom", **features: Any) -> Any:
+def ranker_description(
+    encoder: EncoderConfig = ENCODER,
+    head: str = "shared_bottom",
+    crosses: CrossConfig | None = None,
+    **features: Any,
+) -> Any:
     heads = HeadsConfig(head, experts=2, expert_width=8, levels=2)
-    config = RankerConfig(FeatureConfig(**{"max_length": 80} | features), encoder, heads)
+    config = RankerConfig(FeatureConfig(**{"max_length": 80} | features), encoder, heads, crosses or CrossConfig())
     return weights.Description(weights.RANKER, config, VOCABULARY)
 
 
@@ -109,7 +115,8 @@ def write_recommender(folder: Path, *, ranked: bool = True, text_ids: bool = Fal
     """A recommender of five users and 39 items with random weights, and an exact index."""
     random = np.random.default_rng(7)
     folder.mkdir(parents=True)
-    retrieval, ranking = two_tower_description(similarity="cosine", item_bias=True), ranker_description(head="ple")
+    retrieval = two_tower_description(similarity="cosine", item_bias=True)
+    ranking = ranker_description(head="ple", crosses=CrossConfig(layers=2, hidden=8))
     two_tower, users, items, events = random_model(retrieval), VOCABULARY.users, VOCABULARY.items, 60
     artifact.save_weights(folder / artifact.RETRIEVAL_WEIGHTS, nnx.state(two_tower))
     if ranked:

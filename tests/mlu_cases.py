@@ -16,6 +16,7 @@ import torch
 
 from tenrec_jax.interop.export import export
 from tenrec_jax.interop.original_scorer import import_original
+from tenrec_jax.models.crosses import CrossConfig
 from torch_mlu_backend import __main__ as command
 from torch_mlu_backend import device as devices
 from torch_mlu_backend.errors import UserError
@@ -33,7 +34,9 @@ NATIVE = {
     for line in (FIXTURES / "torch_mlu_r24_native_ops.tsv").read_text().splitlines()
 }
 MODELS = {
-    "additive, PLE": mirrors.ranker_description(head="ple", positions="learned"),
+    "additive, PLE, crosses": mirrors.ranker_description(
+        head="ple", crosses=CrossConfig(layers=2, hidden=8), positions="learned"
+    ),
     "additive, SwiGLU, MMoE": mirrors.ranker_description(
         dataclasses.replace(mirrors.ENCODER, activation="swiglu", pre_norm=False), "mmoe", positions="sinusoidal"
     ),
@@ -105,7 +108,7 @@ def test_all_modes_are_equal_to_the_cpus_forward_and_backward(name: str) -> None
 
 
 def test_training_steps_are_equal_to_the_cpus() -> None:
-    description = MODELS["additive, PLE"]
+    description = MODELS["additive, PLE, crosses"]
     here = mirrors.mirror_of(description, mirrors.random_model(description)).train()
     there = copy.deepcopy(here).to(MLU)
     for model, device in ((here, "cpu"), (there, "mlu")):

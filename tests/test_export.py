@@ -106,7 +106,9 @@ def test_a_score_does_not_depend_on_other_candidates(folders: tuple[Path, Path])
     for recommender in (Recommender.load(folders[0]), MirrorRecommender.load(folders[1], "cpu")):
         together = {item.item_id: item.score for item in recommender.score(ITEMS, user_id=404)}
         for raw in ITEMS[:5]:
-            np.testing.assert_allclose(recommender.score([raw], user_id=404)[0].score, together[raw], atol=1e-6)
+            np.testing.assert_allclose(
+                recommender.score([raw], user_id=404)[0].score, together[raw], rtol=1e-6, atol=1e-6
+            )
         with pytest.raises(ValueError, match=r"99999"):
             recommender.score([ITEMS[0], 99999], user_id=404)
         with pytest.raises(ValueError, match=r"no items"):

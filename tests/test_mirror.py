@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from tenrec_jax.interop.original import load_encoder, load_paper_attention
 from tenrec_jax.models.blocks import EncoderConfig
+from tenrec_jax.models.crosses import CrossConfig
 from tenrec_jax.timeline import Events, Timeline
 from torch_mlu_backend.config import EncoderConfig as MirrorEncoderConfig
 from torch_mlu_backend.config import HeadsConfig, RankerConfig, from_mapping
@@ -60,19 +61,22 @@ def serve(model: Any, profile: Any, events: Events, item: np.ndarray, category: 
     shape=st.sampled_from([(1, 4), (1, 6), (2, 4), (2, 6), (4, 1), (4, 4), (4, 6)]),
     positions=st.sampled_from(["none", "learned", "sinusoidal"]),
     head=st.sampled_from(["shared_bottom", "mmoe", "ple", "esmm"]),
+    crosses=st.builds(
+        CrossConfig, layers=st.integers(0, 2), hidden=st.sampled_from([0, 5]), matched_rates=st.booleans()
+    ),
     slots=st.sampled_from([1, 5, 32, 33, 70]),
     candidates=st.sampled_from([1, 7]),
     user_id=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_both_stages_compute_what_flax_computes_in_all_modes(
-    options: dict, layers: int, shape: tuple[int, int], positions: str, head: str, slots: int, candidates: int,
-    user_id: bool, seed: int,
+    options: dict, layers: int, shape: tuple[int, int], positions: str, head: str, crosses: CrossConfig, slots: int,
+    candidates: int, user_id: bool, seed: int,
 ) -> None:  # fmt: skip
     random, (heads, head_width) = np.random.default_rng(seed), shape
     encoder = EncoderConfig(layers, heads * head_width, heads, hidden=12, **options)
     features = {"positions": positions, "user_id": user_id, "actions": seed % 4 > 0}
-    ranking = mirrors.ranker_description(encoder, head, **features)
+    ranking = mirrors.ranker_description(encoder, head, crosses, **features)
     packed = mirrors.random_timeline(random, 3, slots, users=3)
     profile = mirrors.random_profile(random, 3)
     # Empty, all padding but one event, and full.
@@ -113,7 +117,8 @@ def test_both_stages_compute_what_flax_computes_in_all_modes(
 def test_a_users_state_may_be_extended_in_any_stretches() -> None:
     random = np.random.default_rng(0)
     for attention in ("additive", "softmax"):
-        description = mirrors.ranker_description(dataclasses.replace(mirrors.ENCODER, attention=attention))
+        encoder, crosses = dataclasses.replace(mirrors.ENCODER, attention=attention), CrossConfig(layers=1)
+        description = mirrors.ranker_description(encoder, crosses=crosses)
         mirror = mirrors.mirror_of(description, mirrors.random_model(description))
         profile, events = (
             mirrors.random_profile(random, 2),
@@ -122,10 +127,10 @@ def test_a_users_state_may_be_extended_in_any_stretches() -> None:
         tensors = mirrors.tensors((*profile, *events))
         candidates = mirrors.tensors((random.integers(0, 40, (2, 5)), random.integers(0, 3, (2, 5))))
         state = mirror.start(type(profile)(*tensors[:3]))
-        size = [leaf.shape for leaf in state.encoder.memory]
+        size = [leaf.shape for leaf in jax.tree.leaves(state)]
         for first, last in ((0, 1), (1, 34), (34, 50)):
             state = mirror.extend(state, Events(*(x[:, first:last] for x in tensors[3:])))
-            assert [leaf.shape for leaf in state.encoder.memory] == size
+            assert [leaf.shape for leaf in jax.tree.leaves(state)] == size
         assert_close(mirror.score(state, *candidates), mirror(*tensors, *candidates).detach().numpy())
 
 
@@ -140,7 +145,7 @@ def test_a_users_state_may_be_extended_in_any_stretches() -> None:
 def test_gradients_of_the_loss_agree(attention: str, head: str, slots: int, size: tuple[int, int, int]) -> None:
     layers, width, heads = size
     encoder = EncoderConfig(layers, width, heads, 2 * width, recency_bias=True, attention=attention)
-    description = mirrors.ranker_description(encoder, head, positions="sinusoidal")
+    description = mirrors.ranker_description(encoder, head, CrossConfig(layers=2), positions="sinusoidal")
     model = mirrors.random_model(description)
     packed = mirrors.random_timeline(np.random.default_rng(1), 2, slots, users=2)
     graphdef, parameters = nnx.split(model)
@@ -227,7 +232,8 @@ def test_joint_attention_of_both_variants_gives_the_originals_outputs() -> None:
 def served(request: pytest.FixtureRequest) -> tuple[Any, tuple[torch.Tensor, ...]]:
     """A ranker in PyTorch and tensors to call it with."""
     random = np.random.default_rng(3)
-    description = mirrors.ranker_description(dataclasses.replace(mirrors.ENCODER, attention=request.param), "mmoe")
+    encoder = dataclasses.replace(mirrors.ENCODER, attention=request.param)
+    description = mirrors.ranker_description(encoder, "mmoe", CrossConfig(layers=1))
     events = mirrors.random_events(random, 2, 40, real=np.array([[40], [3]]))
     inputs = (
         *mirrors.random_profile(random, 2),

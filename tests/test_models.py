@@ -12,6 +12,7 @@ from flax import nnx
 from tenrec_jax import artifact
 from tenrec_jax.config import from_mapping
 from tenrec_jax.models.blocks import EncoderConfig
+from tenrec_jax.models.crosses import CrossConfig
 from tenrec_jax.models.features import FeatureConfig, SinusoidalPositions, Vocabulary
 from tenrec_jax.models.heads import HeadsConfig
 from tenrec_jax.models.losses import pairwise_losses
@@ -22,6 +23,7 @@ from tenrec_jax.timeline import Events, Profile, Timeline
 
 VOCABULARY = Vocabulary(users=6, items=40, genders=3, ages=8, categories=3, actions=4)
 ENCODER = EncoderConfig(num_layers=2, width=16, num_heads=2, hidden=24, recency_bias=True)
+CROSSES = CrossConfig(layers=2, hidden=8)
 
 
 def timeline(length: int, *, real: int | None = None) -> Timeline:
@@ -55,10 +57,16 @@ def packed(of: Timeline) -> Timeline:
     return Timeline(profile, np.array([[0, length, 2 * length, 3 * length]]), Events(*map(row, of.events)))
 
 
-def ranker(positions: str, user_id: bool, attention: str = "additive", head: str = "shared_bottom") -> Ranker:
+def ranker(
+    positions: str,
+    user_id: bool,
+    attention: str = "additive",
+    head: str = "shared_bottom",
+    crosses: CrossConfig = CROSSES,
+) -> Ranker:
     features = FeatureConfig(positions=positions, user_id=user_id, max_length=12, init_scale=0.5)
     encoder, heads = dataclasses.replace(ENCODER, attention=attention), HeadsConfig(head, experts=2, expert_width=8)
-    model = Ranker(RankerConfig(features, encoder, heads), VOCABULARY, rngs=nnx.Rngs(0))
+    model = Ranker(RankerConfig(features, encoder, heads, crosses), VOCABULARY, rngs=nnx.Rngs(0))
     last = model.head.towers if head in ("mmoe", "ple") else model.head
     for leaf, seed in ((last.kernel, 1), (model.item_bias.embedding, 2)):  # zero in a fresh model
         leaf[...] = jax.random.normal(jax.random.key(seed), leaf.shape)
@@ -66,15 +74,17 @@ def ranker(positions: str, user_id: bool, attention: str = "additive", head: str
 
 
 @pytest.mark.parametrize(
-    ("positions", "user_id", "attention", "head"),
+    ("positions", "user_id", "attention", "head", "crosses"),
     [
-        ("none", True, "additive", "shared_bottom"),
-        ("learned", False, "additive", "ple"),
-        ("sinusoidal", True, "softmax", "esmm"),
+        ("none", True, "additive", "shared_bottom", CROSSES),
+        ("learned", False, "additive", "ple", CrossConfig(layers=1, hidden=0, matched_rates=False)),
+        ("sinusoidal", True, "softmax", "esmm", CrossConfig()),
     ],
 )
-def test_the_ranker_serves_what_it_trains(positions: str, user_id: bool, attention: str, head: str) -> None:
-    model, full = ranker(positions, user_id, attention, head), timeline(12)
+def test_the_ranker_serves_what_it_trains(
+    positions: str, user_id: bool, attention: str, head: str, crosses: CrossConfig
+) -> None:
+    model, full = ranker(positions, user_id, attention, head, crosses), timeline(12)
     trained = jax.jit(model.timeline_logits)(full)
     item, category = full.events.item, full.events.category
 
@@ -157,7 +167,7 @@ def test_an_item_bias_adds_to_every_querys_score_of_that_item(similarity: str) -
 
 
 def test_an_action_is_never_more_probable_than_a_click_under_esmm() -> None:
-    logits = jax.jit(ranker("none", True, head="esmm").timeline_logits)(timeline(12))
+    logits = jax.jit(ranker("none", True, head="esmm", crosses=CrossConfig()).timeline_logits)(timeline(12))
     assert bool((logits[..., 1:] < logits[..., :1]).all())
 
 
@@ -176,7 +186,7 @@ def test_sinusoidal_positions_are_the_formula_at_any_place() -> None:
 @pytest.mark.parametrize(("attention", "head"), [("softmax", "mmoe"), ("additive", "ple")])
 def test_a_models_config_and_weights_survive_their_files(attention: str, head: str, tmp_path: Path) -> None:
     encoder = dataclasses.replace(ENCODER, attention=attention, dtype="bfloat16", activation="swiglu", pre_norm=False)
-    config = RankerConfig(FeatureConfig(positions="sinusoidal"), encoder, HeadsConfig(head, levels=2))
+    config = RankerConfig(FeatureConfig(positions="sinusoidal"), encoder, HeadsConfig(head, levels=2), CROSSES)
     read = from_mapping(json.loads(json.dumps(dataclasses.asdict(config))), RankerConfig)
     assert read == config
     parameters = nnx.split(Ranker(config, VOCABULARY, rngs=nnx.Rngs(0)))[1]

@@ -193,15 +193,6 @@ def test_the_cross_network_equals_its_formula_element_by_element(rivals: dict[st
     np.testing.assert_allclose(cross(np.float32(x0)), x, rtol=1e-4, atol=1e-4)
 
 
-def test_means_before_an_event_equal_those_of_a_loop(train: Any, row: Timeline) -> None:
-    x, found = sample(36, 5), slots_of(row.start, 36)
-    counts = row.events.mask & (row.events.action[..., 0] > 0)
-    means = sys.modules["dcn_v2"].mean_before(np.float32(x)[None], counts, found)
-    for t in range(36):
-        before = [s for s in range(t - int(found.place[0, t]), t) if counts[0, s]]
-        np.testing.assert_allclose(means[0, t], x[before].mean(0) if before else np.zeros(5), atol=1e-6)
-
-
 def test_the_recurrent_states_equal_a_loop_over_tokens(rivals: dict[str, Any], row: Timeline) -> None:
     gru, first, mask = rivals["gru"], slots(row).first, row.events.mask
     x, state, expected = sample(36, 8), np.zeros(8), []
@@ -301,7 +292,7 @@ def test_all_models_are_tuned_by_the_same_grid(tune: Any, tmp_path: Path) -> Non
 
 
 def test_the_table_of_trials_has_the_best_of_each_model_first(tune: Any, tmp_path: Path) -> None:
-    trials = [*tune.trials_of("din", tmp_path, ()), *tune.trials_of("gru", tmp_path, ())]
+    trials = [*tune.trials_of("din", tmp_path, ())[:4], *tune.trials_of("gru", tmp_path, ())[:4]]
     for number, trial in enumerate(trials):
         value = 0.5 + 0.01 * (number % 3)
         click = {name: {"value": value, "low": value - 0.1, "high": value + 0.1} for name in ("auc", "gauc")}
@@ -334,7 +325,9 @@ def test_tuning_goes_on_where_it_was_and_tells_what_failed(
     command = ["--run", str(run), "--out", str(tmp_path), "--models", "fastformer", "--parallel", "2"]
     assert tune.main(command) == 0
     printed = capsys.readouterr().out
-    assert [line.split("-")[0] for line in printed.splitlines()[1:]] == ["fastformer"] * 4
+    assert [line.split("-")[0] for line in printed.splitlines()[1:]] == ["fastformer"] * len(
+        tune.trials_of("fastformer", tmp_path, ())
+    )
     assert not list(tmp_path.glob("*/eval/test*"))
     assert tune.main(command) == 0
     assert capsys.readouterr().out == printed

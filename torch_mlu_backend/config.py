@@ -106,12 +106,28 @@ class HeadsConfig:
 
 
 @dataclass(frozen=True)
+class CrossConfig:
+    """Sizes of the crosses; see `modules.crosses`.
+
+    Attributes:
+        layers: of the cross network; 0 leaves all of it out.
+        hidden: width of the two layers of the deep network; 0 is none.
+        matched_rates: one more field, of how the user has met the candidate's category.
+    """
+
+    layers: int = 0
+    hidden: int = 128
+    matched_rates: bool = True
+
+
+@dataclass(frozen=True)
 class RankerConfig:
-    """Inputs, encoder and heads of the ranking model."""
+    """Inputs, encoder, heads and crosses of the ranking model."""
 
     features: FeatureConfig
     encoder: EncoderConfig
     heads: HeadsConfig = field(default_factory=HeadsConfig)
+    crosses: CrossConfig = field(default_factory=CrossConfig)
 
 
 @dataclass(frozen=True)

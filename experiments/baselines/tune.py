@@ -25,7 +25,7 @@ from tenrec_jax.files import read_json, write_text
 # What varies: settings of the ranking stage that take a value together, and the values. They mean the same in all models.
 GRID: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = (
     (("train.optimizer.learning_rate",), (2e-3, 6e-3)),
-    (("model.features.dropout", "model.encoder.dropout"), (0.1, 0.3)),
+    (("model.features.dropout", "model.encoder.dropout"), (0.1, 0.25, 0.4)),
 )
 TRAIN = Path(__file__).with_name("train.py")
 

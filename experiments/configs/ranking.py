@@ -31,6 +31,8 @@ def get_config() -> ConfigDict:
     ranking.bias_start = "effects"
     ranking.co_visits = 200
     ranking.pairwise_weight = 1.0
+    # Whether a user likes a category is told by the user's own rates in it, and by little else.
+    ranking.model.crosses.layers = 2
     ranking.train.optimizer.learning_rate = 6e-3
     ranking.train.epochs = 6
     ranking.train.average_decay = 0.99

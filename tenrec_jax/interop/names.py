@@ -64,6 +64,14 @@ PAPER_ATTENTION = (
     Row("key_att", "key_att", LINEAR),
     Row("transform", "transform", LINEAR),
 )
+CROSSES = {
+    "user_norms.{level}": LAYER_NORM,
+    "item_norms.{level}": LAYER_NORM,
+    "past_norms.{level}": LAYER_NORM,
+    "rates": _own("log_strength"),
+    "cross.layers.{level}": LINEAR,
+    "deep.layers.{level}": LINEAR,
+}
 TOWERS = (
     Row("users.id", "users.id", EMBEDDING),
     Row("users.gender", "users.gender", EMBEDDING),
@@ -78,6 +86,7 @@ TOWERS = (
     *(Row(f"encoder.{row.flax}", f"encoder.{row.torch}", row.leaves) for row in ENCODER),
     Row("item_bias", "item_bias", EMBEDDING),
     Row("user_bias", "user_bias", EMBEDDING),
+    *(Row(f"crosses.{layer}", f"crosses.{layer}", leaves) for layer, leaves in CROSSES.items()),
     Row("output_norm", "output_norm", LAYER_NORM),
     Row("head", "head", LINEAR),
     Row("head.experts", "head.experts", LINEAR),

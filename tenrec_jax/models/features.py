@@ -100,8 +100,13 @@ class UserFeatures(nnx.Module):
 
     def __call__(self, profile: Profile) -> Array:
         """Arrays of one shape [...] to tokens [..., D]."""
-        token = self.gender(profile.gender) + self.age(profile.age) + self.bias[...]
-        return token if self.id is None else token + self.id(profile.user)
+        gender, age, *user_id = self.fields(profile)
+        return sum(user_id, gender + age + self.bias[...])
+
+    def fields(self, profile: Profile) -> tuple[Array, ...]:
+        """The embeddings by themselves, [..., D] each."""
+        known = self.gender(profile.gender), self.age(profile.age)
+        return known if self.id is None else (*known, self.id(profile.user))
 
 
 class ItemFeatures(nnx.Module):
@@ -121,7 +126,12 @@ class ItemFeatures(nnx.Module):
 
     def __call__(self, item: Array, category: Array) -> Array:
         """Integer arrays of one shape [...] to vectors [..., D]."""
-        return self.id(item) if self.category is None else self.id(item) + self.category(category)
+        first, *rest = self.fields(item, category)
+        return sum(rest, first)
+
+    def fields(self, item: Array, category: Array) -> tuple[Array, ...]:
+        """The embeddings by themselves, [..., D] each."""
+        return (self.id(item),) if self.category is None else (self.id(item), self.category(category))
 
 
 def id_embedding(

@@ -24,8 +24,13 @@ class UserFeatures(nn.Module):
 
     def forward(self, profile: Profile) -> Tensor:
         """Arrays of one shape [...] to tokens [..., D]."""
-        token = self.gender(profile.gender) + self.age(profile.age) + self.bias
-        return token if self.id is None else token + self.id(profile.user)
+        gender, age, *user_id = self.fields(profile)
+        return sum(user_id, gender + age + self.bias)
+
+    def fields(self, profile: Profile) -> tuple[Tensor, ...]:
+        """The embeddings by themselves, [..., D] each."""
+        known = self.gender(profile.gender), self.age(profile.age)
+        return known if self.id is None else (*known, self.id(profile.user))
 
 
 class ItemFeatures(nn.Module):
@@ -42,6 +47,10 @@ class ItemFeatures(nn.Module):
     def forward(self, item: Tensor, category: Tensor) -> Tensor:
         """Integer arrays of one shape [...] to vectors [..., D]."""
         return self.id(item) if self.category is None else self.id(item) + self.category(category)
+
+    def fields(self, item: Tensor, category: Tensor) -> tuple[Tensor, ...]:
+        """The embeddings by themselves, [..., D] each."""
+        return (self.id(item),) if self.category is None else (self.id(item), self.category(category))
 
 
 class SinusoidalPositions(nn.Module):

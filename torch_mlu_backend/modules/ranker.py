@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from torch_mlu_backend.config import RankerConfig, Vocabulary
 from torch_mlu_backend.modules.blocks import EncoderState, layer_norm
+from torch_mlu_backend.modules.crosses import Crosses, Past
 from torch_mlu_backend.modules.encoders import make_encoder
 from torch_mlu_backend.modules.features import (
     EventFeatures,
@@ -21,10 +22,11 @@ from torch_mlu_backend.modules.records import Events, Profile, Timeline
 
 
 class UserState(NamedTuple):
-    """All that scoring needs of users: the encoder's state, of constant size, and the users' biases [B, A]."""
+    """All that scoring needs of users, in constant size: the encoder's state, the users' biases [B, A], and what the crosses keep."""
 
     encoder: EncoderState
     bias_BA: Tensor
+    past: Past | None
 
 
 class Ranker(nn.Module):
@@ -42,6 +44,10 @@ class Ranker(nn.Module):
         self.events = EventFeatures(vocabulary, config.features, width)
         self.dropout = nn.Dropout(config.features.dropout)
         self.encoder = make_encoder(config.encoder, config.features.max_length)
+        self.crosses = (
+            Crosses(config.crosses, config.features, config.encoder, vocabulary) if config.crosses.layers else None
+        )
+        width = width if self.crosses is None else self.crosses.out_width
         self.output_norm = layer_norm(width)
         self.heads, self.actions = config.heads, vocabulary.actions
         self.head = make_head(config.heads, width, vocabulary.actions)
@@ -67,17 +73,21 @@ class Ranker(nn.Module):
     def timeline_logits(self, timeline: Timeline) -> Tensor:
         """Logits [B, T, A] of every logged event given the events before it; its own actions are read by later events alone."""
         x_BTD, places, slots = context_tokens(self.users, self.items, self.events, timeline)
-        item_BT = timeline.events.item
-        target_BTD = self._target(item_BT, timeline.events.category, slots.place)
-        encoded_BTD = self.encoder.timeline(self.dropout(x_BTD), self.dropout(target_BTD), places)
-        return self._logits(encoded_BTD, item_BT, of_each_slot(self._bias(timeline.profile), slots))
+        events = timeline.events
+        target_BTD = self._target(events.item, events.category, slots.place)
+        deep_BTD = self.encoder.timeline(self.dropout(x_BTD), self.dropout(target_BTD), places)
+        if self.crosses is not None:
+            event_BTD = event_tokens(self.items, self.events, events, slots.place)
+            deep_BTD = self.crosses.timeline(self.users, self.items, event_BTD, timeline, slots, deep_BTD)
+        return self._logits(deep_BTD, events.item, of_each_slot(self._bias(timeline.profile), slots))
 
     def start(self, profile: Profile) -> UserState:
         """The state of users [B] before their first event."""
         x_B1D = self.users(profile)[:, None]
         mask_B1 = torch.ones(x_B1D.shape[:2], dtype=torch.bool, device=x_B1D.device)
-        state = self.encoder.start(x_B1D.shape[0])
-        return UserState(self.encoder.extend(state, x_B1D, mask_B1)[1], self._bias(profile))
+        encoder = self.encoder.extend(self.encoder.start(x_B1D.shape[0]), x_B1D, mask_B1)[1]
+        past = None if self.crosses is None else self.crosses.start(self.users, profile)
+        return UserState(encoder, self._bias(profile), past)
 
     def extend(self, state: UserState, events: Events) -> UserState:
         """The state after further events, padding at their end; its size does not depend on their number."""
@@ -85,13 +95,18 @@ class Ranker(nn.Module):
         length_T = torch.arange(events.item.shape[1], device=events.item.device)
         place_BT = state.encoder.length_B[:, None] - 1 + length_T
         x_BTD = event_tokens(self.items, self.events, events, place_BT)
-        return state._replace(encoder=self.encoder.extend(state.encoder, x_BTD, events.mask)[1])
+        encoder, past = self.encoder.extend(state.encoder, x_BTD, events.mask)[1], state.past
+        if self.crosses is not None and past is not None:
+            past = self.crosses.extend(past, self.items, x_BTD, events)
+        return UserState(encoder, state.bias_BA, past)
 
     def score(self, state: UserState, item_BC: Tensor, category_BC: Tensor) -> Tensor:
         """Logits [B, C, A] of candidates; each is a function of the state and that candidate."""
         target_BCD = self._target(item_BC, category_BC, state.encoder.length_B[:, None] - 1)
-        encoded_BCD = self.encoder.isolated(state.encoder, target_BCD)
-        return self._logits(encoded_BCD, item_BC, state.bias_BA[:, None])
+        deep_BCD = self.encoder.isolated(state.encoder, target_BCD)
+        if self.crosses is not None and state.past is not None:
+            deep_BCD = self.crosses.isolated(state.past, self.items, item_BC, category_BC, deep_BCD)
+        return self._logits(deep_BCD, item_BC, state.bias_BA[:, None])
 
     def _target(self, item: Tensor, category: Tensor, place: Tensor) -> Tensor:
         return self.events.candidates(self.items(item, category), place)
