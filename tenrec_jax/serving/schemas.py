@@ -107,7 +107,7 @@ class Rules(Body):
         default=None, description="Of the exploration; the same seed and user give the same list."
     )
     retrieval_weight: Weight = Field(
-        default=requests.Rules.retrieval_weight, description="Weight of the retrieval score beside the worth."
+        default=requests.Rules.retrieval_weight, description="Weight of retrieval, and of co-visits, beside the worth."
     )
 
     def given(self) -> dict[str, Any]:
