@@ -5,8 +5,8 @@ opinions (Genest and Zidek, 1986, doi:10.1214/ss/1177013825). The ranker says wh
 
     worth * (exp(b * retrieval) * (1 + co_visits / FLOOR)^c * (1 + clicks)^d)^weight.
 
-The powers b, c and d of a run are fitted on what validation users clicked next, against the whole catalogue: a conditional logit
-(McFadden, 1974). The weight is a rule.
+The powers b, c and d of a run are fitted on what validation users clicked next: a conditional logit (McFadden, 1974). The weight is a
+rule.
 """
 
 from collections.abc import Sequence

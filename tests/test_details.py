@@ -172,22 +172,26 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, 
         np.testing.assert_array_equal(ranks.lists_UK, lists)
 
 
-def test_the_order_is_fitted_on_what_users_clicked_in_the_whole_catalogue(monkeypatch):
+@pytest.mark.parametrize("ranked", [True, False])
+def test_the_order_is_fitted_on_what_users_clicked_among_what_it_orders(ranked, monkeypatch):
     generator = np.random.default_rng(6)
     known = TrainVocabulary(np.arange(14, dtype=np.int32), np.arange(30, dtype=np.int32))
     evaluator = RetrievalEvaluator(TABLE, known, TRAIN, ROWS, max_length=8, events_per_batch=64)
     vectors, queries = generator.normal(size=(29, 3)), generator.normal(size=(len(evaluator.users), 3))
     items, worth_N1 = np.arange(1, 30, dtype=np.int32), generator.random(30)
-    second = two_stage.SecondStage(evaluator, ByNumber(worth_N1), ForHalf(), Order(), 1.0)
+    second = two_stage.SecondStage(evaluator, ByNumber(worth_N1) if ranked else None, ForHalf(), Order(), 1.0)
     index = build_index(vectors, items, IndexConfig(kind="exact"))
     signals, clicked = [], []
     for user, query in zip(evaluator.users, queries, strict=True):
         targets = {TABLE.item_R[row] for row in ROWS if TABLE.user_R[row] == user and TABLE.labels_RA[row, 0]}
         rows = [row for row in TRAIN if TABLE.user_R[row] == user]
-        fresh = np.array([item for item in items if item not in {TABLE.item_R[row] for row in rows}])
-        near_C = ForHalf().scores(np.zeros(len(rows)), TABLE.labels_RA[rows, 0], fresh)
-        signals.append(Signals(vectors[fresh - 1] @ query, worth_N1[fresh], near_C, fresh % 5))
-        clicked.append(np.isin(fresh, list(targets)))
+        fresh = [item for item in items if item not in {TABLE.item_R[row] for row in rows}]
+        nearest = sorted(fresh, key=lambda item: -vectors[item - 1] @ query)
+        ordered = np.array(nearest[:9] if ranked else nearest)
+        near_C = ForHalf().scores(np.zeros(len(rows)), TABLE.labels_RA[rows, 0], ordered)
+        worth_C = worth_N1[ordered] if ranked else None
+        signals.append(Signals(vectors[ordered - 1] @ query, worth_C, near_C, ordered % 5))
+        clicked.append(np.isin(ordered, list(targets)))
     expected = fit_order(signals, clicked, [np.zeros(len(hit)) for hit in clicked])
     assert expected != Order()
     # With so many draws that each item is drawn, each stands for itself.

@@ -28,7 +28,7 @@ from tenrec_jax.timeline import Events, Profile
 T = TypeVar("T")
 
 LENGTH, USERS = 20, 2000
-# The order of candidates is fitted on so many users at most, with so many draws each.
+# The order of candidates is fitted on so many users at most; without a ranker with so many draws each.
 FIT_USERS, FIT_DRAWS = 5000, 200
 # The ranker alone over the whole catalogue takes seconds a user: fewer users, and no large catalogue.
 RANK_ALL_USERS, RANK_ALL_ITEMS, _BLOCK = 50, 20_000, 4096
@@ -120,7 +120,8 @@ def fitted_order(
 ) -> Order:
     """The order under which the evaluator's users' next clicks are most probable; see `fit_order`.
 
-    Of the catalogue it takes a user's candidates, what was clicked beside them, and `FIT_DRAWS` uniform draws, which stand for the rest.
+    With a ranker it is fitted on what it orders, the candidates. Without one it orders the whole catalogue as well (`ranks_of_both`): to a
+    user's candidates come what was clicked beside them, and `FIT_DRAWS` uniform draws, which stand for the rest.
 
     Args:
         second: the second stage, whose own order does not matter.
@@ -133,19 +134,29 @@ def fitted_order(
     signals, clicked, log_count = list[Signals](), list[np.ndarray](), list[np.ndarray]()
     for number in tqdm(_spaced(len(evaluator.users), FIT_USERS), desc="order of candidates", leave=False, delay=1):
         user, query_1D = int(evaluator.users[number]), query_UD[number : number + 1]
-        seen = evaluator.excluded_items(user)
-        found_C = index.search_unseen(query_1D, seen, candidates).items_C
-        target_T = np.setdiff1d(np.intersect1d(evaluator.target_items(user), index.item_ids_N), seen)
-        known_C = np.union1d(found_C, target_T)
-        rest_M = np.setdiff1d(random.choice(index.item_ids_N, FIT_DRAWS), np.union1d(known_C, seen))
-        item_C = np.concatenate([known_C, rest_M]).astype(np.int32)
-        rest = index.size - len(np.union1d(known_C, np.intersect1d(seen, index.item_ids_N)))
-        draws_count = np.log(rest / max(1, len(rest_M))) if rest else 0.0
-        retrieval_C = vectors_ND[item_C - 1] @ query_1D[0]
-        signals.append(second.signals(user, item_C, retrieval_C, candidates + FIT_DRAWS))
+        seen, target_T = evaluator.excluded_items(user), evaluator.target_items(user)
+        item_C = index.search_unseen(query_1D, seen, candidates).items_C
+        log_count_C = np.zeros(len(item_C))
+        if second.ranker is None:
+            item_C, log_count_C = _with_draws(item_C, target_T, seen, index.item_ids_N, random)
+        elif not np.isin(target_T, item_C).any():
+            continue  # spares the ranker what would tell nothing
+        signals.append(second.signals(user, item_C, vectors_ND[item_C - 1] @ query_1D[0], candidates))
         clicked.append(np.isin(item_C, target_T))
-        log_count.append(np.repeat([0.0, draws_count], [len(known_C), len(rest_M)]))
+        log_count.append(log_count_C)
     return fit_order(signals, clicked, log_count)
+
+
+def _with_draws(
+    item_C: np.ndarray, target_T: np.ndarray, seen: np.ndarray, item_ids_N: np.ndarray, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates, the targets beside them that can be found, and draws from all other items; and log of how many each stands for."""
+    known_C = np.union1d(item_C, np.setdiff1d(np.intersect1d(target_T, item_ids_N), seen))
+    apart = np.union1d(known_C, np.intersect1d(seen, item_ids_N))
+    drawn_M = np.setdiff1d(random.choice(item_ids_N, FIT_DRAWS), apart)
+    rest = np.log((len(item_ids_N) - len(apart)) / len(drawn_M)) if len(drawn_M) else 0.0
+    items = np.concatenate([known_C, drawn_M]).astype(np.int32)
+    return items, np.repeat([0.0, rest], [len(known_C), len(drawn_M)])
 
 
 def two_stage_results(
