@@ -4,9 +4,10 @@ The rivals stand in `experiments/baselines`; `tune.py` there gives each of them 
 twin of Tenrec's QB-video of 2 million rows; `--config.data.kind` and `--config.data.path` name a real one.
 
 Command:   python experiments/launch.py --config=experiments/configs/ranking.py
-Hardware:  one GPU, or 2 CPU cores and patience
-Time:      not known, never run as a whole
-Expected:  not known
+Hardware:  2 CPU cores, 8 GiB of memory
+Time:      29 minutes, while other work took much of the machine
+Expected:  the ranker's click AUC of .82 and GAUC of .75 above item rate and user rate (.80 and .71 together), intervals apart;
+           experiments/RESULTS.md has more
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +25,7 @@ def get_config() -> ConfigDict:
         stage.train.optimizer.table_learning_rate = 0.02
         stage.model.features.dropout = 0.1
         stage.model.encoder.dropout = 0.1
+        stage.train.epochs = 2
     config.retrieval.model.item_bias = True
     ranking = config.ranking
     # Who clicks often and what is clicked often are told apart, and shrunk as far as the rows ask for: rates of rare actions are mostly
@@ -34,6 +36,5 @@ def get_config() -> ConfigDict:
     # Whether a user likes a category is told by the user's own rates in it, and by little else.
     ranking.model.crosses.layers = 2
     ranking.train.optimizer.learning_rate = 6e-3
-    ranking.train.epochs = 6
     ranking.train.average_decay = 0.99
     return config
