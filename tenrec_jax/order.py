@@ -21,7 +21,7 @@ from scipy.special import logsumexp
 from tenrec_jax.retrieval.hits import Floats, Ids
 from tenrec_jax.settings import NonNegative, Settings
 
-# Co-visits of a candidate of which no event speaks: about half a percent of what one latest event has to give.
+# Of co-visits: so few make little difference from none.
 FLOOR = 1e-3
 # How strongly fitted powers are held to those of a recommender without co-visits: as by a normal prior of this precision.
 PRECISION = 1.0
@@ -63,7 +63,7 @@ class Signals(NamedTuple):
 def fused(order: Order, signals: Signals, weight: float = 1.0) -> Floats:
     """What orders the candidates, [C].
 
-    With a ranker it is the module's product, with retrieval's odds relative to the best candidate's; without, its logarithm.
+    With a ranker it is the module's product, with odds relative to those of the candidate that has the largest; without, its logarithm.
 
     Args:
         order: the powers.
@@ -71,13 +71,11 @@ def fused(order: Order, signals: Signals, weight: float = 1.0) -> Floats:
         weight: of what comes next, where there is a ranker; 0 leaves worth alone, so that no score hangs on the other candidates.
     """
     retrieval_C, worth_C, co_visits_C, clicks_C = signals
-    counted_C = order.co_visits * np.log1p(co_visits_C / FLOOR) + order.popularity * np.log1p(
-        clicks_C, dtype=np.float32
-    )
+    log_odds_C = order.retrieval * retrieval_C + order.co_visits * np.log1p(co_visits_C / FLOOR)
+    log_odds_C += order.popularity * np.log1p(clicks_C, dtype=np.float32)
     if worth_C is None:
-        return order.retrieval * retrieval_C + counted_C
-    best = retrieval_C.max(initial=-np.inf)
-    return worth_C * np.exp(weight * (order.retrieval * (retrieval_C - best) + counted_C))
+        return log_odds_C
+    return worth_C * np.exp(weight * (log_odds_C - log_odds_C.max(initial=-np.inf)))
 
 
 def fit_order(

@@ -85,8 +85,9 @@ class Order:
         self, retrieval_C: Tensor, worth_C: Tensor | None, co_visits_C: Tensor, clicks_C: Tensor, weight: float
     ) -> Tensor:
         """What orders the candidates [C]: a product with a ranker, a logarithm without; see `tenrec_jax.order.fused`."""
-        counted_C = self.co_visits * torch.log1p(co_visits_C / FLOOR) + self.popularity * torch.log1p(clicks_C.float())
+        log_odds_C = self.retrieval * retrieval_C + self.co_visits * torch.log1p(co_visits_C / FLOOR)
+        log_odds_C = log_odds_C + self.popularity * torch.log1p(clicks_C.float())
         if worth_C is None:
-            return self.retrieval * retrieval_C + counted_C
-        best = retrieval_C.max() if len(retrieval_C) else 0.0
-        return worth_C * torch.exp(weight * (self.retrieval * (retrieval_C - best) + counted_C))
+            return log_odds_C
+        best = log_odds_C.max() if len(log_odds_C) else 0.0
+        return worth_C * torch.exp(weight * (log_odds_C - best))
