@@ -4,7 +4,7 @@ The rivals stand in `experiments/baselines`; `tune.py` there gives each of them 
 twin of Tenrec's QB-video of 2 million rows; `--config.data.kind` and `--config.data.path` name a real one.
 
 Command:   python experiments/launch.py --config=experiments/configs/ranking.py
-Hardware:  2 CPU cores, 8 GiB of memory
+Hardware:  2 CPU cores, 4 GiB of memory
 Time:      29 minutes, while other work took much of the machine
 Expected:  the ranker's click AUC of .82 and GAUC of .75 above item rate and user rate (.80 and .71 together), intervals apart;
            experiments/RESULTS.md has more
