@@ -88,6 +88,14 @@ class CoVisits(NamedTuple):
         return found
 
 
+def counted(co_visits: CoVisits | None, item_S: Ids, clicked_S: NDArray[np.bool_], item_C: Ids) -> tuple[Floats, Ids]:
+    """Co-visits and training clicks of candidates, [C] each, after a user's events as `CoVisits.scores` has them; zeros where there are no
+    co-visits."""
+    if co_visits is None:
+        return np.zeros(len(item_C), np.float32), np.zeros(len(item_C), np.int32)
+    return co_visits.scores(item_S, clicked_S, item_C), co_visits.clicks(item_C)
+
+
 def count_co_visits(table: Interactions, rows: NDArray[np.integer], neighbours: int) -> CoVisits:
     """The co-visits of a log.
 

@@ -254,9 +254,9 @@ class Pipeline:
             order.unlink(missing_ok=True)
             return
         data, part = self._data, Part.VALIDATION
-        count_co_visits(data.table, data.split.rows(Part.TRAIN), self.config.ranking.co_visits).save(co_visits)
-        evaluator = data.retrieval_evaluator(part, 0)
-        models = self._made(CoVisits.load(co_visits), Order())
+        counts = count_co_visits(data.table, data.split.rows(Part.TRAIN), self.config.ranking.co_visits)
+        counts.save(co_visits)
+        models, evaluator = dataclasses.replace(self._trained, co_visits=counts), data.retrieval_evaluator(part, 0)
         fitted = fitted_order(
             second_stage(self.config, data, models, part, evaluator),
             evaluator.queries(*self._two_tower),
@@ -318,16 +318,21 @@ class Pipeline:
     @cached_property
     def _models(self) -> Models:
         if not self.config.ranking.co_visits:
-            return self._made(None, Order())
-        co_visits, order = self.recommender / artifact.CO_VISITS, self.recommender / artifact.ORDER
-        return self._made(CoVisits.load(co_visits), artifact.load_order(order))
+            return self._trained
+        return dataclasses.replace(
+            self._trained,
+            co_visits=CoVisits.load(self.recommender / artifact.CO_VISITS),
+            order=artifact.load_order(self.recommender / artifact.ORDER),
+        )
 
-    def _made(self, co_visits: CoVisits | None, order: Order) -> Models:
+    @cached_property
+    def _trained(self) -> Models:
+        """The models, before co-visits have a part in the order."""
         return Models(
             self._two_tower,
             self._ranker if self.config.ranking.enabled else None,
-            co_visits,
-            order,
+            None,
+            Order(),
             self._item_vectors(),
             load_index(self.recommender / artifact.INDEX),
         )

@@ -16,6 +16,7 @@ import numpy as np
 
 from tenrec_jax import artifact, rules
 from tenrec_jax.answers import told_events, told_hits, told_items
+from tenrec_jax.co_visits import counted
 from tenrec_jax.data.interactions import RawId
 from tenrec_jax.errors import UserError
 from tenrec_jax.known_ids import KnownIds
@@ -30,7 +31,7 @@ from tenrec_jax.requests import (
     RuleEffect,
     Rules,
 )
-from tenrec_jax.retrieval.hits import Allowed, AllowedHits, Floats, Ids, is_among
+from tenrec_jax.retrieval.hits import Allowed, AllowedHits, Ids, is_among
 from tenrec_jax.rules import Candidates, Ruled
 from tenrec_jax.served_users import ServedUsers, User
 from tenrec_jax.user_states import UserStates, power_of_two
@@ -324,25 +325,19 @@ class Recommender:
             probabilities = self._states.probabilities([user.computed for user in users], items, width)
         else:
             probabilities = [np.zeros((len(item_C), 0), np.float32) for item_C in items]
+        co_visits = self._artifact.co_visits
         return [
             Candidates(
                 hit.items_C,
                 self._known.category_N[hit.items_C],
                 hit.scores_C,
                 probability_CA,
-                *self._counted(user, hit.items_C),
+                *counted(co_visits, user.events.item, user.events.action[:, 0] > 0, hit.items_C),
                 hit.scores_C,
                 np.zeros(len(hit.items_C), bool),
             )
             for user, hit, probability_CA in zip(users, hits, probabilities, strict=True)
         ]
-
-    def _counted(self, user: User, item_C: Ids) -> tuple[Floats, Ids]:
-        """Co-visits and clicks of items; zeros where the recommender has none."""
-        co_visits = self._artifact.co_visits
-        if co_visits is None:
-            return np.zeros(len(item_C), np.float32), np.zeros(len(item_C), np.int32)
-        return co_visits.scores(user.events.item, user.events.action[:, 0] > 0, item_C), co_visits.clicks(item_C)
 
     def _list(
         self, asked: _Asked, hits: AllowedHits, found: Candidates

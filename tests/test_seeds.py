@@ -51,6 +51,17 @@ def test_mean_and_deviation_of_every_metric_that_is_defined(runs: list[Path]) ->
     assert found["popularity", "retrieval ndcg@10"].deviation == pytest.approx(0.0, abs=1e-12)
 
 
+def test_both_stages_stand_beside_retrieval(runs: list[Path]) -> None:
+    for run, value in zip(runs, (0.4, 0.5, 0.9), strict=True):
+        path = run / "eval" / "test.json"
+        both = {"both_stages": {"retrieval": {"ndcg@10": {"value": value, **ESTIMATE}}}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | both))
+    found = {spread.scorer: spread for spread in over_seeds(runs) if spread.metric == "retrieval ndcg@10"}
+    assert found["both_stages"].values == (0.4, 0.5, 0.9)
+    assert found["both_stages"].mean == pytest.approx(0.6)
+    assert found["model"].values == tuple(NDCG.values())
+
+
 def test_the_command_prints_a_table_or_json(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     names = [str(run) for run in runs]
     assert __main__.main(["seeds", *names]) == 0

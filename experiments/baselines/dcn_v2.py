@@ -33,13 +33,14 @@ class DcnV2Config(Settings):
 class DcnV2(Rival):
     """The parallel structure: cross network and deep network over the same features, side by side below the head.
 
-    Features: user (unless the run leaves ids out), gender, age, item, category, the mean of the items clicked before and, in DCN's favour,
-    the mean of all events before with their actions. Each passes a layer norm; those of the means stand before the mean.
+    Features: user (unless the run leaves ids out), gender, age, item, category (where there is any), the mean of the items clicked before
+    and, in DCN's favour, the mean of all events before with their actions. Each passes a layer norm; those of the means stand before the
+    mean.
     """
 
     def __init__(self, config: RankerConfig, vocabulary: Vocabulary, settings: DcnV2Config, *, rngs: nnx.Rngs) -> None:
         width = config.encoder.width
-        fields = 7 if config.features.user_id else 6
+        fields = 5 + config.features.user_id + (vocabulary.categories > 1)
         super().__init__(config, vocabulary, fields * width + settings.hidden[-1], rngs=rngs)
         self.norms = nnx.List(layer_norm(width, rngs) for _ in range(fields))
         self.cross = CrossNetwork(fields * width, settings.cross_layers, rngs=rngs)

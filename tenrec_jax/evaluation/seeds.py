@@ -134,15 +134,11 @@ def _metrics(results: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     """By scorer and name; those that are not defined are left out."""
     return {
         (scorer, f"{group} {name}"): estimate["value"]
-        for scorer, entry in {MODEL: results, **_both(results), **results["baselines"]}.items()
+        for scorer, entry in {MODEL: results, BOTH: results.get(BOTH, {}), **results["baselines"]}.items()
         for group, metrics in _groups(entry).items()
         for name, estimate in metrics.items()
         if isinstance(estimate, Mapping) and estimate["value"] is not None
     }
-
-
-def _both(results: Mapping[str, Any]) -> dict[str, Any]:
-    return {BOTH: results[BOTH]} if BOTH in results else {}
 
 
 def _groups(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from tenrec_jax.co_visits import CoVisits
+from tenrec_jax.co_visits import CoVisits, counted
 from tenrec_jax.data.batches import TimelineReader, TrainVocabulary, Windows
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.evaluation.evaluator import RetrievalEvaluator, TargetRanks
@@ -96,11 +96,7 @@ class SecondStage(NamedTuple):
     def signals(self, user: int, item_C: np.ndarray, retrieval_C: np.ndarray, block: int) -> Signals:
         """What is known of these dense items for a dense user; `block` is the ranker's."""
         worth_C = None if self.ranker is None else self.ranker.worth(user, item_C, block)
-        co_visits_C, clicks_C = np.zeros(len(item_C), np.float32), np.zeros(len(item_C), np.int32)
-        if self.co_visits is not None:
-            co_visits_C = self.co_visits.scores(*self.evaluator.history(user), item_C)
-            clicks_C = self.co_visits.clicks(item_C)
-        return Signals(retrieval_C, worth_C, co_visits_C, clicks_C)
+        return Signals(retrieval_C, worth_C, *counted(self.co_visits, *self.evaluator.history(user), item_C))
 
     def scores(self, user: int, item_C: np.ndarray, retrieval_C: np.ndarray, block: int) -> np.ndarray:
         """What orders them, [C]."""
