@@ -94,7 +94,8 @@ class RetrievalConfig(Settings):
         negative_popularity: exponent of the items' training clicks by which they are drawn; 0 is uniform over the catalogue.
         log_q: correct scores for the sampling probabilities.
         label_smoothing: share of the target that is taken from the clicked item and spread evenly over all items.
-        unknown_rate: share of items and users made unknown while training.
+        unknown_rate: share of users and of the rows' items made unknown while training, the rarer items before the others
+            (`data.unknown`).
         selection_users: validation users on which the best epoch is chosen; 0 takes all.
     """
 
@@ -121,7 +122,8 @@ class RankingConfig(Settings):
             in the order that is fitted on the validation part (`tenrec_jax.order`). 0 does without: the order is that of `serving.rules`.
         model, train: see their classes.
         events_per_batch: events in a batch, padding counted.
-        unknown_rate: share of items and users made unknown while training.
+        unknown_rate: share of users and of the rows' items made unknown while training, the rarer items before the others
+            (`data.unknown`).
         action_weights: weight of each action's loss, in the order of the log's actions; the rest is not used.
         pairwise_weight: weight of the loss on pairs of a user's events, which GAUC measures, beside the cross-entropy.
         bias_start: what training starts the biases of users and items from: "rates", the smoothed rate of each, or "effects", a logistic

@@ -17,6 +17,7 @@ from tenrec_jax.data.neighbours import neighbour_item_vectors
 from tenrec_jax.data.protocols import Part, Split, make_split
 from tenrec_jax.data.sampling import NegativeSampler, PopularItems, UniformItems, WholeCatalogue
 from tenrec_jax.data.spectral import spectral_item_vectors
+from tenrec_jax.data.unknown import UnknownRates
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.baselines import TrainCounts, item_rate, train_counts, user_rate
 from tenrec_jax.evaluation.evaluator import RankingEvaluator, RetrievalEvaluator
@@ -181,7 +182,7 @@ class RunData:
         config = self._config.ranking
         max_length = config.model.features.max_length
         # Half a window at a time: every scored event has at least the other half as its context, where there is one.
-        batches = self._batches(config, part, stride=max(1, max_length // 2), seed=None, unknown_rate=0.0)
+        batches = self._batches(config, part, stride=max(1, max_length // 2), seed=None)
         return RankingEvaluator(batches, *self.table.labels_RA.shape)
 
     def _start_rates(self, effects: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -208,13 +209,13 @@ class RunData:
     def _training_batches(
         self, stage: str, config: RetrievalConfig | RankingConfig, *, any_order: bool = False
     ) -> TimelineBatches:
-        stride = config.model.features.max_length
+        stride, share = config.model.features.max_length, config.unknown_rate
         batches = self._batches(
             config,
             Part.TRAIN,
             stride=stride,
             seed=self._config.seed,
-            unknown_rate=config.unknown_rate,
+            unknown=UnknownRates.of(share, self.counts.item_exposures_N1) if share else None,
             any_order=any_order,
         )
         refuse_uneven_micro_batches(stage, config, batches.rows // self._devices)
@@ -227,7 +228,7 @@ class RunData:
         *,
         stride: int,
         seed: int | None,
-        unknown_rate: float,
+        unknown: UnknownRates | None = None,
         any_order: bool = False,
     ) -> TimelineBatches:
         max_length = config.model.features.max_length
@@ -248,7 +249,7 @@ class RunData:
             events_per_batch=config.events_per_batch,
             multiple=self._devices,
             seed=seed,
-            unknown_rate=unknown_rate,
+            unknown=unknown,
             any_order=any_order,
         )
 

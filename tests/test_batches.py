@@ -17,6 +17,7 @@ from tenrec_jax.data.batches import (
 )
 from tenrec_jax.data.interactions import Interactions, Items, Users, offsets_of
 from tenrec_jax.data.protocols import Part, per_user_order
+from tenrec_jax.data.unknown import UnknownRates
 from tenrec_jax.errors import UserError
 
 
@@ -158,10 +159,12 @@ def reader_of(table: Interactions) -> TimelineReader:
     return TimelineReader(table, TrainVocabulary.of(table, split), split.rows(Part.TRAIN), split.part_R == Part.TRAIN)
 
 
-def batches_of(seed: int, unknown_rate: float = 0.0, **options: object) -> TimelineBatches:
-    reader = reader_of(table_of([30, 7, 25, 40, 3, 18] * 4))
+def batches_of(seed: int, unknown: float = 0.0, **options: object) -> TimelineBatches:
+    """`unknown`: the probability that a user, or an item, is made unknown."""
+    table = table_of([30, 7, 25, 40, 3, 18] * 4)
+    reader, rates = reader_of(table), UnknownRates(unknown, np.full(table.num_items + 1, unknown))
     options = {"events_per_batch": 64} | options
-    return TimelineBatches(reader, reader.windows(16, 16), seed=seed, unknown_rate=unknown_rate, **options)
+    return TimelineBatches(reader, reader.windows(16, 16), seed=seed, unknown=rates if unknown else None, **options)
 
 
 @pytest.mark.parametrize("any_order", [False, True])
@@ -209,8 +212,8 @@ def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
     assert first != [batches_of(4)(step).row.tobytes() for step in range(one.steps_per_epoch)]
 
 
-def test_unknown_rate_hides_that_share_of_items_and_of_users_with_their_features() -> None:
-    plain, hidden = batches_of(0), batches_of(0, unknown_rate=0.3)
+def test_items_and_users_with_their_features_are_hidden_as_often_as_said() -> None:
+    plain, hidden = batches_of(0), batches_of(0, unknown=0.3)
     hidden_items = total = 0
     for step in range(30):
         before, after = plain(step).timeline, hidden(step).timeline

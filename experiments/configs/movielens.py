@@ -36,10 +36,9 @@ def get_config() -> ConfigDict:
     # People rate what a page lists, so the order within a session means little.
     stage.any_order = True
     stage.pairwise_weight = 2.0
-    # 80,000 ratings teach too little about 1,682 items: start from who rated what, move slowly, and hide a tenth of the ids.
+    # 80,000 ratings teach too little about 1,682 items: start from who rated what, and move slowly.
     stage.model.features.item_start = "spectral"
     stage.train.optimizer.table_learning_rate = 1e-2
-    stage.unknown_rate = 0.1
     stage.train.epochs = 30
     stage.train.patience = 6
     stage.train.average_decay = 0.995

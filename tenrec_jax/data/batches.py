@@ -10,6 +10,7 @@ from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.data.packing import pack
 from tenrec_jax.data.protocols import Part, Split
 from tenrec_jax.data.row_blocks import place_in_block, process_rows, row_blocks, user_blocks
+from tenrec_jax.data.unknown import UnknownRates
 from tenrec_jax.errors import UserError
 from tenrec_jax.timeline import Events, Profile, Timeline
 
@@ -194,7 +195,7 @@ class TimelineBatches:
         events_per_batch: slots of a batch.
         multiple: the number of rows is a multiple of it (the number of devices of all processes).
         seed: of the order; None draws nothing (evaluation).
-        unknown_rate: share of items and of users that a batch makes unknown, which trains what new ones will meet.
+        unknown: how often a batch makes items and users unknown; None never does.
         any_order: permute the events of each timeline anew in every batch. Where a user's order means little, this shows each event after
             many different histories (permutation language modelling: Yang et al., 2019).
         next_event: give each window one more slot, for the event after its last one, so that a model answers for it too.
@@ -208,12 +209,12 @@ class TimelineBatches:
         events_per_batch: int,
         multiple: int = 1,
         seed: int | None = None,
-        unknown_rate: float = 0.0,
+        unknown: UnknownRates | None = None,
         any_order: bool = False,
         next_event: bool = False,
     ) -> None:
         self._reader, self._seed = reader, seed
-        self._unknown_rate, self._any_order = unknown_rate, any_order
+        self._unknown, self._any_order = unknown, any_order
         self.windows = windows
         self._slots_W = windows.events + next_event
         self._packs = pack(self._slots_W, events_per_batch // multiple)
@@ -251,10 +252,10 @@ class TimelineBatches:
         # Drawn for the whole batch, whatever part of it is wanted.
         if self._any_order:
             batch = _permuted(batch, np.random.default_rng((self._seed or 0, step, 3)).random(shape)[rows])
-        if self._unknown_rate:
+        if self._unknown is not None:
             generator = np.random.default_rng((self._seed or 0, step, 1))
-            forget_BT = generator.random(shape)[rows] < self._unknown_rate
-            forget_BU = generator.random((self._rows, self._places))[rows] < self._unknown_rate
+            forget_BT = generator.random(shape)[rows] < self._unknown.item_N1[batch.timeline.events.item]
+            forget_BU = generator.random((self._rows, self._places))[rows] < self._unknown.user
             batch = _forgetting(batch, forget_BT, forget_BU)
         return batch
 
