@@ -24,8 +24,7 @@ from tenrec_jax.retrieval.hits import Floats, Ids
 WINDOW = 10  # places behind an item that count
 BACKWARD = 0.2  # what standing before an item counts, of what standing behind it does
 PRIOR = 5.0  # co-visits with nothing, so that little is made of rare items
-HISTORY = 32  # latest events of a user that speak
-DECAY = 0.8  # of what an event says, with each event after it
+HISTORY = 128  # latest events of a user that speak
 
 
 class CoVisits(NamedTuple):
@@ -41,20 +40,21 @@ class CoVisits(NamedTuple):
     weight_NK: Floats
     clicks_N: Ids
 
-    def scores(self, item_S: Ids, clicked_S: NDArray[np.bool_], item_C: Ids) -> Floats:
-        """What a user's events say for candidates: the sum over the clicked ones of `DECAY^age * weight`, [C].
+    def scores(self, item_S: Ids, clicked_S: NDArray[np.bool_], item_C: Ids, decay: float) -> Floats:
+        """What a user's events say for candidates: the sum over the clicked ones of `decay^age * weight`, [C].
 
         Args:
             item_S: dense ids of the user's events, oldest first, of which the last `HISTORY` are read; an event's age is the number of
                 events after it. Items that were added to the catalogue after training say nothing.
             clicked_S: which of them were clicked.
             item_C: dense ids of the candidates, distinct.
+            decay: of what an event says, with each event after it; 1 forgets none.
         """
         if not len(item_C):
             return np.zeros(0, np.float32)
         item_S, clicked_S = item_S[-HISTORY:], clicked_S[-HISTORY:]
         says_S = clicked_S & (item_S < len(self.item_NK))
-        decay_S = DECAY ** np.arange(len(item_S) - 1, -1, -1, dtype=np.float32)[says_S]
+        decay_S = np.float32(decay) ** np.arange(len(item_S) - 1, -1, -1, dtype=np.float32)[says_S]
         near_SK, weight_SK = self.item_NK[item_S[says_S]], self.weight_NK[item_S[says_S]] * decay_S[:, None]
         order_C = np.argsort(item_C)
         place_SK = np.minimum(np.searchsorted(item_C, near_SK, sorter=order_C), len(item_C) - 1)
@@ -88,12 +88,14 @@ class CoVisits(NamedTuple):
         return found
 
 
-def counted(co_visits: CoVisits | None, item_S: Ids, clicked_S: NDArray[np.bool_], item_C: Ids) -> tuple[Floats, Ids]:
+def counted(
+    co_visits: CoVisits | None, item_S: Ids, clicked_S: NDArray[np.bool_], item_C: Ids, decay: float
+) -> tuple[Floats, Ids]:
     """Co-visits and training clicks of candidates, [C] each, after a user's events as `CoVisits.scores` has them; zeros where there are no
     co-visits."""
     if co_visits is None:
         return np.zeros(len(item_C), np.float32), np.zeros(len(item_C), np.int32)
-    return co_visits.scores(item_S, clicked_S, item_C), co_visits.clicks(item_C)
+    return co_visits.scores(item_S, clicked_S, item_C, decay), co_visits.clicks(item_C)
 
 
 def count_co_visits(table: Interactions, rows: NDArray[np.integer], neighbours: int) -> CoVisits:

@@ -5,11 +5,11 @@ opinions (Genest and Zidek, 1986, doi:10.1214/ss/1177013825). The ranker says wh
 
     worth * (exp(b * retrieval) * (1 + co_visits / FLOOR)^c * (1 + clicks)^d)^weight.
 
-The powers b, c and d of a run are fitted on what validation users clicked next: a conditional logit (McFadden, 1974). The weight is a
-rule.
+The powers b, c and d of a run, and how fast co-visits forget a user's events, are fitted on what validation users clicked next: a
+conditional logit (McFadden, 1974). The weight is a rule.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,10 +19,12 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from tenrec_jax.retrieval.hits import Floats, Ids
-from tenrec_jax.settings import NonNegative, Settings
+from tenrec_jax.settings import Fraction, NonNegative, Settings
 
 # Of co-visits: so few make little difference from none.
 FLOOR = 1e-3
+# Decays of what an event says by co-visits, to choose from: a session's subject, or what a user likes for long.
+DECAYS = (0.8, 0.9, 1.0)
 # How strongly fitted powers are held to those of a recommender without co-visits: as by a normal prior of this precision.
 PRECISION = 1.0
 # The least power of worth when fitting, which the others are divided by.
@@ -31,17 +33,19 @@ LEAST_WORTH = 0.05
 
 @dataclass(frozen=True)
 class Order(Settings):
-    """The powers b, c and d of the module's formula. The default leaves co-visits and popularity out.
+    """The powers b, c and d of the module's formula, and the co-visits' decay. The default leaves co-visits and popularity out.
 
     Attributes:
         retrieval: b, of retrieval's odds.
         co_visits: c, of the co-visits.
         popularity: d, of the items' clicks.
+        decay: of what a user's event says by co-visits, with each event after it (`CoVisits.scores`).
     """
 
     retrieval: NonNegative = 1.0
     co_visits: NonNegative = 0.0
     popularity: NonNegative = 0.0
+    decay: Fraction = DECAYS[0]
 
 
 class Signals(NamedTuple):
@@ -79,9 +83,11 @@ def fused(order: Order, signals: Signals, weight: float = 1.0) -> Floats:
 
 
 def fit_order(
-    signals: Sequence[Signals], clicked: Sequence[NDArray[np.bool_]], log_count: Sequence[NDArray[np.floating]]
+    signals: Mapping[float, Sequence[Signals]],
+    clicked: Sequence[NDArray[np.bool_]],
+    log_count: Sequence[NDArray[np.floating]],
 ) -> Order:
-    """The powers under which what users clicked next was most probable, held to `Order()` by a weak prior.
+    """The powers and the decay under which what users clicked next was most probable, held to `Order()` by a weak prior.
 
     With powers p = (a, b, c, d) of worth, retrieval's odds, co-visits and clicks, s the logarithm of their product and n how many items of
     the catalogue each one stands for, it minimises
@@ -89,13 +95,23 @@ def fit_order(
         -sum log(exp(s_target) / sum_C n_C exp(s_C)) + PRECISION / 2 * |p - (1, 1, 0, 0)|^2
 
     over a >= LEAST_WORTH and b, c, d >= 0, with a term for each clicked item, which is convex; b / a, c / a and d / a give the same order
-    with a worth of power 1.
+    with a worth of power 1. Of several decays, the one with the smallest minimum is taken.
 
     Args:
-        signals: of items for each user, all with or all without a ranker: candidates, clicked ones, and draws from the rest.
+        signals: by the decay of their co-visits, of items for each user, all with or all without a ranker: candidates, clicked ones, and
+            draws from the rest.
         clicked: which of each user's items were clicked next, [C].
         log_count: log n, [C]; 0 for an item that stands for itself, more for draws.
     """
+    fits = ((*_fitted(each, clicked, log_count), decay) for decay, each in signals.items())
+    _, (a, b, c, d), decay = min(fits, key=lambda fit: fit[0])
+    return Order(b / a, c / a, d / a, decay)
+
+
+def _fitted(
+    signals: Sequence[Signals], clicked: Sequence[NDArray[np.bool_]], log_count: Sequence[NDArray[np.floating]]
+) -> tuple[float, list[float]]:
+    """The smallest loss, and the powers (a, b, c, d) that have it."""
     default = np.array([1.0, 1.0, 0.0, 0.0])
     telling = [
         (_terms(each), hit, count) for each, hit, count in zip(signals, clicked, log_count, strict=True) if hit.any()
@@ -112,8 +128,8 @@ def fit_order(
         return float(loss), gradient_4
 
     bounds = [(LEAST_WORTH, None), *[(0.0, None)] * 3]
-    a, b, c, d = minimize(loss_and_gradient, default, jac=True, method="L-BFGS-B", bounds=bounds).x.tolist()
-    return Order(b / a, c / a, d / a)
+    found = minimize(loss_and_gradient, default, jac=True, method="L-BFGS-B", bounds=bounds)
+    return float(found.fun), found.x.tolist()
 
 
 def _terms(signals: Signals) -> NDArray[np.float64]:

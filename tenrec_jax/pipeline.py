@@ -267,8 +267,9 @@ class Pipeline:
         )
         write_json(order, dataclasses.asdict(fitted))
         logger.info(
-            "order of candidates: retrieval's odds to the power of %.2f, co-visits' to %.2f, popularity's to %.2f",
-            *(fitted.retrieval, fitted.co_visits, fitted.popularity),
+            "order of candidates: retrieval's odds to the power of %.2f, co-visits' to %.2f, popularity's to %.2f; "
+            "of what an event says by co-visits, each one after it leaves %g",
+            *(fitted.retrieval, fitted.co_visits, fitted.popularity, fitted.decay),
         )
 
     def _run_validate(self) -> None:

@@ -325,14 +325,14 @@ class Recommender:
             probabilities = self._states.probabilities([user.computed for user in users], items, width)
         else:
             probabilities = [np.zeros((len(item_C), 0), np.float32) for item_C in items]
-        co_visits = self._artifact.co_visits
+        co_visits, decay = self._artifact.co_visits, self._artifact.order.decay
         return [
             Candidates(
                 hit.items_C,
                 self._known.category_N[hit.items_C],
                 hit.scores_C,
                 probability_CA,
-                *counted(co_visits, user.events.item, user.events.action[:, 0] > 0, hit.items_C),
+                *counted(co_visits, user.events.item, user.events.action[:, 0] > 0, hit.items_C, decay),
                 hit.scores_C,
                 np.zeros(len(hit.items_C), bool),
             )

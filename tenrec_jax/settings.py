@@ -38,6 +38,8 @@ Natural = Annotated[int, Range(at_least=0)]
 Finite = Annotated[float, Range()]
 Positive = Annotated[float, Range(above=0)]
 NonNegative = Annotated[float, Range(at_least=0)]
+# Of a whole, none to all of it.
+Fraction = Annotated[float, Range(at_least=0, at_most=1)]
 # Shares and rates of which the whole makes no sense, such as dropout; and those that must not be none either.
 Share = Annotated[float, Range(at_least=0, below=1)]
 InnerShare = Annotated[float, Range(above=0, below=1)]

@@ -125,7 +125,7 @@ def write_recommender(folder: Path, *, ranked: bool = True, text_ids: bool = Fal
         near_NK = np.stack([random.permutation(items)[:10] for _ in range(items)]).astype(np.int32)
         clicks_N = random.integers(0, 90, items, dtype=np.int32)
         CoVisits(near_NK, random.random(near_NK.shape, np.float32), clicks_N).save(folder / artifact.CO_VISITS)
-        write_json(folder / artifact.ORDER, dataclasses.asdict(Order(0.6, 0.3, 0.2)))
+        write_json(folder / artifact.ORDER, dataclasses.asdict(Order(0.6, 0.3, 0.2, 0.9)))
     offsets = np.array([0, 0, 0, 1, 20, 35, events])  # user 1 has no event
     user_id, item_id = np.arange(users) * 101, np.arange(items) * 13 + (np.arange(items) > 0)
     trained = np.where(np.arange(items) % 9 == 8, 0, np.arange(items)).astype(np.int32)

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenrec_jax.co_visits import BACKWARD, DECAY, HISTORY, PRIOR, WINDOW, CoVisits, count_co_visits
+from tenrec_jax.co_visits import BACKWARD, HISTORY, PRIOR, WINDOW, CoVisits, count_co_visits
 from tenrec_jax.data.ingest import ingest
 from tenrec_jax.data.interactions import Interactions, open_table
 from tenrec_jax.errors import UserError
 from tenrec_jax.files import write_json
-from tenrec_jax.order import FLOOR, LEAST_WORTH, PRECISION, Order, Signals, fit_order, fused
+from tenrec_jax.order import DECAYS, FLOOR, LEAST_WORTH, PRECISION, Order, Signals, fit_order, fused
 from torch_mlu_backend import co_visits as mirror
 from torch_mlu_backend.errors import UserError as MirrorError
 
@@ -67,9 +67,11 @@ def random_co_visits(random: np.random.Generator, items: int, neighbours: int) -
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, HISTORY + 8), st.integers(0, 12), st.integers(1, 12))
+@given(
+    st.integers(0, 2**32 - 1), st.integers(0, HISTORY + 8), st.integers(0, 12), st.integers(1, 12), st.floats(0.5, 1)
+)
 def test_a_score_is_the_decayed_sum_of_the_clicked_events_weights(
-    seed: int, events: int, candidates: int, neighbours: int
+    seed: int, events: int, candidates: int, neighbours: int, decay: float
 ) -> None:
     random = np.random.default_rng(seed)
     co_visits = random_co_visits(random, 12, neighbours)
@@ -82,14 +84,14 @@ def test_a_score_is_the_decayed_sum_of_the_clicked_events_weights(
         for age, (item, clicked) in enumerate(zip(item_S[::-1], clicked_S[::-1], strict=True)):
             if clicked and age < HISTORY and item <= 12:
                 shares = dict(zip(co_visits.item_NK[item].tolist(), co_visits.weight_NK[item].tolist(), strict=True))
-                terms.append(DECAY**age * shares.get(int(candidate), 0.0))
+                terms.append(decay**age * shares.get(int(candidate), 0.0))
         expected.append(math.fsum(terms))
-    found = co_visits.scores(item_S, clicked_S, item_C)
+    found = co_visits.scores(item_S, clicked_S, item_C, decay)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     if np.all(item_S <= 12):  # nothing is added in the mirror
         arrays = map(torch.from_numpy, co_visits)
         asked = (torch.from_numpy(array) for array in (item_S.astype(np.int64), clicked_S, item_C.astype(np.int64)))
-        np.testing.assert_allclose(mirror.CoVisits(*arrays).scores(*asked), found, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(mirror.CoVisits(*arrays).scores(*asked, decay), found, rtol=1e-5, atol=1e-6)
 
 
 def random_signals(random: np.random.Generator, *, ranked: bool, size: int = 20) -> Signals:
@@ -123,7 +125,7 @@ def test_candidates_are_ordered_by_the_product_of_what_is_known_of_them(ranked: 
 
 @pytest.mark.parametrize("ranked", [True, False])
 def test_fitted_powers_are_those_that_choices_were_drawn_from(ranked: bool) -> None:
-    random, planted = np.random.default_rng(2), Order(retrieval=1.2, co_visits=0.4, popularity=0.3)
+    random, planted = np.random.default_rng(2), Order(retrieval=1.2, co_visits=0.4, popularity=0.3, decay=0.9)
     signals = [random_signals(random, ranked=ranked) for _ in range(5000)]
     clicked = []
     for each in signals:
@@ -131,7 +133,7 @@ def test_fitted_powers_are_those_that_choices_were_drawn_from(ranked: bool) -> N
         score_C = fused(planted, each) ** 1.5 if ranked else fused(planted, each)
         odds_C = score_C if ranked else np.exp(score_C - score_C.max())
         clicked.append(np.arange(20) == random.choice(20, p=np.asarray(odds_C, float) / odds_C.sum(dtype=float)))
-    found = fit_order(signals, clicked, [np.zeros(20)] * len(signals))
+    found = fit_order({0.9: signals}, clicked, [np.zeros(20)] * len(signals))
     for name, power in dataclasses.asdict(planted).items():
         assert dataclasses.asdict(found)[name] == pytest.approx(power, abs=0.08), name
 
@@ -151,10 +153,11 @@ def test_no_other_powers_have_a_smaller_loss() -> None:
             total -= float(np.log(odds_C[hit_C] / (n_C * odds_C).sum()).sum())
         return total
 
-    found, axis = fit_order(signals, clicked, [np.log(n) for n in count]), np.linspace(LEAST_WORTH, 1.5, 12)
+    found, axis = fit_order({1.0: signals}, clicked, [np.log(n) for n in count]), np.linspace(LEAST_WORTH, 1.5, 12)
     few = (0.0, 0.05, 0.1, 0.2)
     best_of_all = min(loss(a, b, c, d) for a in axis for b in axis for c in few for d in few)
-    on_the_ray = (loss(a, *(a * power for power in vars(found).values())) for a in np.linspace(LEAST_WORTH, 1.5, 60))
+    powers = found.retrieval, found.co_visits, found.popularity
+    on_the_ray = (loss(a, *(a * power for power in powers)) for a in np.linspace(LEAST_WORTH, 1.5, 60))
     assert min(on_the_ray) <= best_of_all + 1e-2
 
 
@@ -162,7 +165,7 @@ def test_draws_stand_for_the_rest_of_the_catalogue() -> None:
     random = np.random.default_rng(7)
     signals = [random_signals(random, ranked=False, size=300) for _ in range(300)]
     clicked = [np.arange(300) == random.choice(300, p=_softmax(fused(Order(0.9, 0.3, 0.2), each))) for each in signals]
-    whole = fit_order(signals, clicked, [np.zeros(300)] * 300)
+    whole = fit_order({0.8: signals}, clicked, [np.zeros(300)] * 300)
     drawn, hits, counts = [], [], []
     for each, hit_C in zip(signals, clicked, strict=True):
         known_C = hit_C | (
@@ -173,7 +176,7 @@ def test_draws_stand_for_the_rest_of_the_catalogue() -> None:
         drawn.append(Signals(*(field if field is None else field[kept] for field in each)))
         hits.append(hit_C[kept])
         counts.append(np.log(np.repeat([1.0, (~known_C).sum() / 60], [known_C.sum(), 60])))
-    assert vars(fit_order(drawn, hits, counts)) == pytest.approx(vars(whole), abs=0.1)
+    assert vars(fit_order({0.8: drawn}, hits, counts)) == pytest.approx(vars(whole), abs=0.1)
 
 
 def _softmax(score_C: np.ndarray) -> np.ndarray:
@@ -183,20 +186,41 @@ def _softmax(score_C: np.ndarray) -> np.ndarray:
 
 def test_where_nothing_was_clicked_the_order_stays() -> None:
     signals = random_signals(np.random.default_rng(4), ranked=True)
-    assert fit_order([signals], [np.zeros(20, bool)], [np.zeros(20)]) == fit_order([], [], []) == Order()
+    nothing = {decay: [signals] for decay in DECAYS}
+    assert (
+        fit_order(nothing, [np.zeros(20, bool)], [np.zeros(20)])
+        == fit_order({decay: [] for decay in DECAYS}, [], [])
+        == Order()
+    )
+
+
+def test_the_decay_is_the_one_that_choices_were_drawn_with() -> None:
+    random = np.random.default_rng(8)
+    co_visits, item_C = random_co_visits(random, ITEMS, 10), np.arange(1, ITEMS + 1, dtype=np.int32)
+    for planted in DECAYS:
+        signals, clicked = {decay: list[Signals]() for decay in DECAYS}, []
+        for _ in range(1000):
+            item_S, all_S = random.integers(1, ITEMS + 1, 12).astype(np.int32), np.ones(12, bool)
+            known = random_signals(random, ranked=False, size=ITEMS)
+            for decay, lists in signals.items():
+                lists.append(known._replace(co_visits_C=co_visits.scores(item_S, all_S, item_C, decay)))
+            odds_C = _softmax(fused(Order(1.0, 2.0, 0.0), signals[planted][-1]))
+            clicked.append(np.arange(ITEMS) == random.choice(ITEMS, p=odds_C))
+        assert fit_order(signals, clicked, [np.zeros(ITEMS)] * 1000).decay == planted
 
 
 def test_files_come_back_and_others_are_refused(tmp_path: Path) -> None:
     co_visits, path, order = random_co_visits(np.random.default_rng(5), 6, 3), tmp_path / "pairs", tmp_path / "order"
     co_visits.save(path)
-    write_json(order, dataclasses.asdict(Order(0.2, 0.3, 0.4)))
+    write_json(order, dataclasses.asdict(Order(0.2, 0.3, 0.4, 0.9)))
     for found in (CoVisits.load(path), mirror.CoVisits.load(path)):
         for one, other in zip(found, co_visits, strict=True):
             np.testing.assert_array_equal(one, other)
-    assert mirror.Order.load(order) == mirror.Order(0.2, 0.3, 0.4)
-    write_json(order, {"retrieval": -1, "co_visits": 0, "popularity": 0})
-    with pytest.raises(MirrorError, match="negative"):
-        mirror.Order.load(order)
+    assert mirror.Order.load(order) == mirror.Order(0.2, 0.3, 0.4, 0.9)
+    for wrong in ({"retrieval": -1}, {"decay": 1.5}):
+        write_json(order, {"retrieval": 1, "co_visits": 0, "popularity": 0, "decay": 1} | wrong)
+        with pytest.raises(MirrorError, match="a power is negative"):
+            mirror.Order.load(order)
     co_visits._replace(weight_NK=co_visits.weight_NK[:2]).save(path)
     for kind, error in ((CoVisits, UserError), (mirror.CoVisits, MirrorError)):
         with pytest.raises(error, match="cannot be read as co-visits: item"):

@@ -14,7 +14,7 @@ from tenrec_jax.evaluation import details, metrics, two_stage
 from tenrec_jax.evaluation.baselines import train_counts
 from tenrec_jax.evaluation.evaluator import RetrievalEvaluator, TargetRanks
 from tenrec_jax.evaluation.places import Places
-from tenrec_jax.order import FLOOR, Order, Signals, fit_order
+from tenrec_jax.order import DECAYS, FLOOR, Order, Signals, fit_order
 from tenrec_jax.retrieval.index import IndexConfig, build_index
 
 TABLE = make_table(actions=("click", "like"))
@@ -109,10 +109,10 @@ class ByNumber:
 
 
 class ForHalf(NamedTuple):
-    """Co-visits that speak for every second item, the more the fewer events there are."""
+    """Co-visits that speak for every second item, the more the fewer events there are and the less is forgotten."""
 
-    def scores(self, item_S, clicked_S, item_C):
-        return np.where(item_C % 2, np.float32(0.01 / (1 + len(item_S) + clicked_S.sum())), np.float32(0))
+    def scores(self, item_S, clicked_S, item_C, decay):
+        return np.where(item_C % 2, np.float32(0.01 * decay / (1 + len(item_S) + clicked_S.sum())), np.float32(0))
 
     def clicks(self, item_C):
         return item_C % 5
@@ -132,7 +132,7 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, 
     vectors, queries = generator.normal(size=(29, 3)), generator.normal(size=(len(evaluator.users), 3))
     items = np.arange(1, 30, dtype=np.int32)
     index, worth_N1 = build_index(vectors, items, IndexConfig(kind="exact")), generator.random(30)
-    order = Order(retrieval=0.6, co_visits=0.5, popularity=0.3)
+    order = Order(retrieval=0.6, co_visits=0.5, popularity=0.3, decay=0.9)
     second = two_stage.SecondStage(
         evaluator, ByNumber(worth_N1) if ranked else None, ForHalf() if co_visits else None, order, weight
     )
@@ -142,13 +142,13 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, 
     for user, query in zip(evaluator.users, queries, strict=True):
         targets = [TABLE.item_R[row] for row in ROWS if TABLE.user_R[row] == user and TABLE.labels_RA[row, 0]]
         rows = [row for row in TRAIN if TABLE.user_R[row] == user]
-        events = len(rows) + sum(TABLE.labels_RA[row, 0] for row in rows)
+        events = len(rows[-8:]) + sum(TABLE.labels_RA[row, 0] for row in rows[-8:])
         seen = {TABLE.item_R[row] for row in rows} if exclude_seen else set()
         fresh = [item for item in items if item not in seen]
         nearest = sorted(fresh, key=lambda item: -vectors[item - 1] @ query)
 
         def score(item, query=query, events=events):
-            near = 0.01 / (1 + events) if co_visits and item % 2 else 0.0
+            near = 0.009 / (1 + events) if co_visits and item % 2 else 0.0
             often = (1 + item % 5) ** 0.3 if co_visits else 1.0
             odds = np.exp(0.6 * (vectors[item - 1] @ query)) * (1 + near / FLOOR) ** 0.5 * often
             return worth_N1[item] * odds**weight if ranked else odds
@@ -181,16 +181,17 @@ def test_the_order_is_fitted_on_what_users_clicked_among_what_it_orders(ranked, 
     items, worth_N1 = np.arange(1, 30, dtype=np.int32), generator.random(30)
     second = two_stage.SecondStage(evaluator, ByNumber(worth_N1) if ranked else None, ForHalf(), Order(), 1.0)
     index = build_index(vectors, items, IndexConfig(kind="exact"))
-    signals, clicked = [], []
+    signals, clicked = {decay: [] for decay in DECAYS}, []
     for user, query in zip(evaluator.users, queries, strict=True):
         targets = {TABLE.item_R[row] for row in ROWS if TABLE.user_R[row] == user and TABLE.labels_RA[row, 0]}
         rows = [row for row in TRAIN if TABLE.user_R[row] == user]
         fresh = [item for item in items if item not in {TABLE.item_R[row] for row in rows}]
         nearest = sorted(fresh, key=lambda item: -vectors[item - 1] @ query)
         ordered = np.array(nearest[:9] if ranked else nearest)
-        near_C = ForHalf().scores(np.zeros(len(rows)), TABLE.labels_RA[rows, 0], ordered)
         worth_C = worth_N1[ordered] if ranked else None
-        signals.append(Signals(vectors[ordered - 1] @ query, worth_C, near_C, ordered % 5))
+        for decay, lists in signals.items():
+            near_C = ForHalf().scores(np.zeros(len(rows[-8:])), TABLE.labels_RA[rows[-8:], 0], ordered, decay)
+            lists.append(Signals(vectors[ordered - 1] @ query, worth_C, near_C, ordered % 5))
         clicked.append(np.isin(ordered, list(targets)))
     expected = fit_order(signals, clicked, [np.zeros(len(hit)) for hit in clicked])
     assert expected != Order()

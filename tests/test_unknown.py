@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 from tenrec_jax.data.unknown import UnknownRates
 
 
-@given(
-    st.floats(0.001, 0.9), st.lists(st.integers(0, 10_000), min_size=1, max_size=30).filter(any)
-)
+@given(st.floats(0.001, 0.9), st.lists(st.integers(0, 10_000), min_size=1, max_size=30).filter(any))
 def test_the_rows_made_unknown_are_the_share_and_the_rarer_items_are_more_often(share: float, rows: list[int]) -> None:
     rows_N1 = np.array([0, *rows])
     rates = UnknownRates.of(share, rows_N1)

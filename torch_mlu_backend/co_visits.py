@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_mlu_backend import safetensors_file
 from torch_mlu_backend.errors import UserError
 
-HISTORY, DECAY, FLOOR = 32, 0.8, 1e-3
+HISTORY, FLOOR = 128, 1e-3
 
 
 class CoVisits(NamedTuple):
@@ -36,8 +36,8 @@ class CoVisits(NamedTuple):
             raise UserError(f"{path} cannot be read as co-visits: item, weight and clicks do not fit. Export again.")
         return found
 
-    def scores(self, item_S: Tensor, clicked_S: Tensor, item_C: Tensor) -> Tensor:
-        """The sum over a user's latest clicked events of `DECAY^age * weight` of each candidate, [C].
+    def scores(self, item_S: Tensor, clicked_S: Tensor, item_C: Tensor, decay: float) -> Tensor:
+        """The sum over a user's latest clicked events of `decay^age * weight` of each candidate, [C].
 
         Args:
             item_S, clicked_S: dense ids of the user's events, oldest first, and whether they were clicked, bool.
@@ -47,7 +47,7 @@ class CoVisits(NamedTuple):
         age_S = torch.arange(len(item_S) - 1, -1, -1)[clicked_S]
         near_SK, weight_SK = (
             self.item_NK[item_S[clicked_S]],
-            self.weight_NK[item_S[clicked_S]] * (DECAY**age_S)[:, None],
+            self.weight_NK[item_S[clicked_S]] * (decay**age_S)[:, None],
         )
         sorted_C, order_C = item_C.sort()
         place_SK = torch.searchsorted(sorted_C, near_SK.long()).clamp(max=max(len(item_C) - 1, 0))
@@ -60,11 +60,13 @@ class CoVisits(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """The powers of retrieval's odds, of the co-visits and of the items' clicks."""
+    """The powers of retrieval's odds, of the co-visits and of the items' clicks, and how much each event leaves of what those before it say
+    by co-visits."""
 
     retrieval: float = 1.0
     co_visits: float = 0.0
     popularity: float = 0.0
+    decay: float = 0.8
 
     @classmethod
     def load(cls, path: Path) -> "Order":
@@ -75,8 +77,8 @@ class Order:
         """
         try:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
-            if not all(isfinite(power) and power >= 0 for power in asdict(found).values()):
-                raise ValueError("a power is negative or not finite")
+            if not all(isfinite(value) and value >= 0 for value in asdict(found).values()) or found.decay > 1:
+                raise ValueError("a power is negative or not finite, or the decay is not between 0 and 1")
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({error}). Export again.") from error
         return found

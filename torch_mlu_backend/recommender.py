@@ -223,7 +223,9 @@ class Recommender:
         co_visits_C = clicks_C = torch.zeros(len(item_C))
         if loaded.co_visits is not None:
             latest = slice(-loaded.max_length, None)
-            co_visits_C = loaded.co_visits.scores(user.item[latest], user.action[latest, 0] > 0, item_C)
+            co_visits_C = loaded.co_visits.scores(
+                user.item[latest], user.action[latest, 0] > 0, item_C, loaded.order.decay
+            )
             clicks_C = loaded.co_visits.clicks_N[item_C]
         fused_C = loaded.order.fused(score_C, worth_C, co_visits_C, clicks_C, weight)
         names = loaded.actions if self._ranker is not None else ()

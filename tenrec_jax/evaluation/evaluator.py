@@ -63,7 +63,7 @@ class RetrievalEvaluator:
         max_users: int = 0,
     ) -> None:
         self._table, self._vocabulary, self._visible = table, vocabulary, visible
-        self._exclude_seen, self._block = exclude_seen, block
+        self._exclude_seen, self._block, self._max_length = exclude_seen, block, max_length
         clicked = targets[table.labels_RA[targets, 0] > 0]
         users = np.unique(table.user_R[clicked])
         if max_users and len(users) > max_users:
@@ -137,8 +137,8 @@ class RetrievalEvaluator:
         return self._table.item_R[self._clicked[self._table.user_R[self._clicked] == user]]
 
     def history(self, user: int) -> tuple[np.ndarray, np.ndarray]:
-        """What a dense user has been shown, oldest first: dense items [S], and whether they were clicked, bool [S]."""
-        rows = self._visible[self._reader.offsets[user] : self._reader.offsets[user + 1]]
+        """What a dense user has been shown last, oldest first: dense items [S], and whether they were clicked, bool [S]."""
+        rows = self._visible[self._reader.offsets[user] : self._reader.offsets[user + 1]][-self._max_length :]
         return self._table.item_R[rows], self._table.labels_RA[rows, 0] > 0
 
     def _blocks(self) -> Iterator[np.ndarray]:

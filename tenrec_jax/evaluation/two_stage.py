@@ -20,7 +20,7 @@ from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.evaluation.evaluator import RetrievalEvaluator, TargetRanks
 from tenrec_jax.evaluation.statistics import bootstrap_means
 from tenrec_jax.models.compiled import probabilities_after
-from tenrec_jax.order import Order, Signals, fit_order, fused
+from tenrec_jax.order import DECAYS, Order, Signals, fit_order, fused
 from tenrec_jax.requests import ActionValues
 from tenrec_jax.retrieval.index import ItemIndex
 from tenrec_jax.timeline import Events, Profile
@@ -96,7 +96,11 @@ class SecondStage(NamedTuple):
     def signals(self, user: int, item_C: np.ndarray, retrieval_C: np.ndarray, block: int) -> Signals:
         """What is known of these dense items for a dense user; `block` is the ranker's."""
         worth_C = None if self.ranker is None else self.ranker.worth(user, item_C, block)
-        return Signals(retrieval_C, worth_C, *counted(self.co_visits, *self.evaluator.history(user), item_C))
+        return Signals(retrieval_C, worth_C, *self.counted(user, item_C, self.order.decay))
+
+    def counted(self, user: int, item_C: np.ndarray, decay: float) -> tuple[np.ndarray, np.ndarray]:
+        """Co-visits and clicks of these items, [C] each."""
+        return counted(self.co_visits, *self.evaluator.history(user), item_C, decay)
 
     def scores(self, user: int, item_C: np.ndarray, retrieval_C: np.ndarray, block: int) -> np.ndarray:
         """What orders them, [C]."""
@@ -127,7 +131,7 @@ def fitted_order(
         seed: of the draws.
     """
     evaluator, random = second.evaluator, np.random.default_rng((seed, 5))
-    signals, clicked, log_count = list[Signals](), list[np.ndarray](), list[np.ndarray]()
+    signals, clicked, log_count = {decay: list[Signals]() for decay in DECAYS}, list[np.ndarray](), list[np.ndarray]()
     for number in tqdm(_spaced(len(evaluator.users), FIT_USERS), desc="order of candidates", leave=False, delay=1):
         user, query_1D = int(evaluator.users[number]), query_UD[number : number + 1]
         seen, target_T = evaluator.excluded_items(user), evaluator.target_items(user)
@@ -137,7 +141,9 @@ def fitted_order(
             item_C, log_count_C = _with_draws(item_C, target_T, seen, index.item_ids_N, random)
         elif not np.isin(target_T, item_C).any():
             continue  # spares the ranker what would tell nothing
-        signals.append(second.signals(user, item_C, vectors_ND[item_C - 1] @ query_1D[0], candidates))
+        known = second.signals(user, item_C, vectors_ND[item_C - 1] @ query_1D[0], candidates)
+        for decay in DECAYS:
+            signals[decay].append(known._replace(co_visits_C=second.counted(user, item_C, decay)[0]))
         clicked.append(np.isin(item_C, target_T))
         log_count.append(log_count_C)
     return fit_order(signals, clicked, log_count)
