@@ -6,7 +6,7 @@ retrieval's, and that says little of which order people would like better: only 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -83,7 +83,7 @@ class SecondStage(NamedTuple):
     Attributes:
         evaluator: whose users these are, with what they have seen.
         ranker, co_visits: None where there is none.
-        order: the powers of what they say.
+        order: the powers of what they say, and the co-visits' decay.
         retrieval_weight: of `Rules`.
     """
 
@@ -93,18 +93,18 @@ class SecondStage(NamedTuple):
     order: Order
     retrieval_weight: float
 
-    def signals(self, user: int, item_C: np.ndarray, retrieval_C: np.ndarray, block: int) -> Signals:
-        """What is known of these dense items for a dense user; `block` is the ranker's."""
+    def signals(
+        self, user: int, item_C: np.ndarray, retrieval_C: np.ndarray, block: int, decays: Sequence[float]
+    ) -> list[Signals]:
+        """What is known of these dense items for a dense user, with co-visits of each decay; `block` is the ranker's."""
         worth_C = None if self.ranker is None else self.ranker.worth(user, item_C, block)
-        return Signals(retrieval_C, worth_C, *self.counted(user, item_C, self.order.decay))
-
-    def counted(self, user: int, item_C: np.ndarray, decay: float) -> tuple[np.ndarray, np.ndarray]:
-        """Co-visits and clicks of these items, [C] each."""
-        return counted(self.co_visits, *self.evaluator.history(user), item_C, decay)
+        seen = self.evaluator.history(user)
+        return [Signals(retrieval_C, worth_C, *counted(self.co_visits, *seen, item_C, decay)) for decay in decays]
 
     def scores(self, user: int, item_C: np.ndarray, retrieval_C: np.ndarray, block: int) -> np.ndarray:
         """What orders them, [C]."""
-        return fused(self.order, self.signals(user, item_C, retrieval_C, block), self.retrieval_weight)
+        (known,) = self.signals(user, item_C, retrieval_C, block, [self.order.decay])
+        return fused(self.order, known, self.retrieval_weight)
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ def fitted_order(
             item_C, log_count_C = _with_draws(item_C, target_T, seen, index.item_ids_N, random)
         elif not np.isin(target_T, item_C).any():
             continue  # spares the ranker what would tell nothing
-        known = second.signals(user, item_C, vectors_ND[item_C - 1] @ query_1D[0], candidates)
-        for decay in DECAYS:
-            signals[decay].append(known._replace(co_visits_C=second.counted(user, item_C, decay)[0]))
+        known = second.signals(user, item_C, vectors_ND[item_C - 1] @ query_1D[0], candidates, DECAYS)
+        for decay, each in zip(DECAYS, known, strict=True):
+            signals[decay].append(each)
         clicked.append(np.isin(item_C, target_T))
         log_count.append(log_count_C)
     return fit_order(signals, clicked, log_count)
