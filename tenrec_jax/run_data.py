@@ -190,11 +190,9 @@ class RunData:
         table = self.table
         if effects:
             rows = self.split.rows(Part.TRAIN)
-            user_T, item_T, label_TA = table.user_R[rows], table.item_R[rows], table.labels_RA[rows]
-            size = {"users": table.num_users + 1, "items": table.num_items + 1}
-            pairs = [id_effects(user_T, item_T, label_T, **size).rates() for label_T in label_TA.T]
-        else:
-            pairs = [(user_rate(self.counts, action), item_rate(self.counts, action)) for action in table.actions]
+            ids, label_TA = (table.user_R[rows], table.item_R[rows]), table.labels_RA[rows]
+            return id_effects(*ids, label_TA, users=table.num_users + 1, items=table.num_items + 1).rates()
+        pairs = [(user_rate(self.counts, action), item_rate(self.counts, action)) for action in table.actions]
         by_user, by_item = zip(*pairs, strict=True)
         return np.stack(by_user, axis=1), np.stack(by_item, axis=1)
 

@@ -107,7 +107,9 @@ def _lowered(program: Program, vocabulary: Vocabulary, parallel: DataParallel, *
     task = _task(config, vocabulary, batches)
     train = config.train
     shards = train.shards(parallel.size)
-    optimizer = make_optimizer(train.optimizer, 1, task.tables, train.average_decay, shards)
+    optimizer = make_optimizer(
+        train.optimizer, 1, task.tables, train.average_decay, shards=shards, rate_factors=task.rate_factors
+    )
     parameters = jax.eval_shape(task.init, jax.random.key(0))
     state = jax.eval_shape(optimizer.init, named(parameters))
     batch, key = jax.eval_shape(lambda: (task.batch(0), jax.random.key(0)))

@@ -24,6 +24,7 @@ from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.evaluation.id_model import id_effects
 from tenrec_jax.models.blocks import EncoderConfig
 from tenrec_jax.models.features import FeatureConfig
+from tenrec_jax.models.heads import HeadsConfig
 from tenrec_jax.models.ranker import Ranker
 from tenrec_jax.parameters import assembled, named
 from tenrec_jax.run_data import RunData
@@ -398,15 +399,16 @@ def test_biases_start_from_the_effects_of_the_ids(many_users_folder: Path) -> No
     data = RunData(config, many_users_folder, devices=1)
     parameters = nnx.to_pure_dict(make_task("ranking", data, []).init(jax.random.key(0)))
     table, rows = data.table, data.split.rows(Part.TRAIN)
-    click = id_effects(
+    effects = id_effects(
         table.user_R[rows],
         table.item_R[rows],
-        table.labels_RA[rows, 0],
+        table.labels_RA[rows],
         users=table.num_users + 1,
         items=table.num_items + 1,
     )
-    np.testing.assert_allclose(parameters["item_bias"]["embedding"][:, 0], click.intercept + click.item_N, atol=1e-5)
-    np.testing.assert_allclose(parameters["user_bias"]["embedding"][:, 0], click.user_U, atol=1e-5)
+    item_NA = effects.intercept_A + effects.item_NA
+    np.testing.assert_allclose(parameters["item_bias"]["embedding"], item_NA, atol=1e-5)
+    np.testing.assert_allclose(parameters["user_bias"]["embedding"], effects.user_UA, atol=1e-5)
 
 
 def test_item_biases_start_in_the_order_and_ratios_of_popularity(many_users_folder: Path) -> None:
@@ -434,6 +436,28 @@ def test_tables_have_a_learning_rate_of_their_own_and_biases_that_of_the_dense_w
     np.testing.assert_allclose(slowed["items.id.embedding"], plain["items.id.embedding"] / 4, rtol=1e-5)
     for other in ("item_bias.embedding", "dense.kernel"):
         np.testing.assert_array_equal(slowed[other], plain[other])
+
+
+@pytest.mark.parametrize("kind", ["shared_bottom", "mmoe", "ple", "esmm"])
+def test_outputs_move_as_fast_as_their_labels_deviate(kind: str, many_users_folder: Path) -> None:
+    config = tiny_config()
+    model = dataclasses.replace(config.ranking.model, heads=HeadsConfig(kind))
+    config = dataclasses.replace(config, ranking=dataclasses.replace(config.ranking, model=model))
+    data = RunData(config, many_users_folder, devices=1)
+    task, parallel = make_task("ranking", data, []), DataParallel(jax.local_devices()[:1])
+    parameters, rule = task.init(jax.random.key(0)), OptimizerConfig(0.01, schedule="constant", warmup_steps=0)
+    optimizer = make_optimizer(rule, 10, task.tables, rate_factors=task.rate_factors)
+    step_fn, batch = compile_step(task, optimizer, parallel, like=parameters), task.batch(0)
+    before, state = named(parameters), parallel.replicate(optimizer.init(named(parameters)))
+    state, _ = step_fn(state, *batch._replace(split=parallel.split(batch.split)), jax.random.key(1))
+    after = parallel.read(state).dense
+    label_TA = data.table.labels_RA[data.split.rows(Part.TRAIN)]
+    # Adam's first step is the rate, whatever the gradient.
+    layer = "head.towers" if kind in ("mmoe", "ple") else "head"
+    moved_A = np.abs(after[f"{layer}.bias"] - before[f"{layer}.bias"])
+    np.testing.assert_allclose(moved_A, 0.01 * label_TA.std(axis=0) / label_TA.std(axis=0).max(), rtol=1e-2)
+    kernel = np.abs(after[f"{layer}.kernel"] - before[f"{layer}.kernel"])
+    np.testing.assert_allclose(kernel.max(axis=1 if kind in ("mmoe", "ple") else 0), moved_A, rtol=1e-2)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ class RegressionTask:
     """
 
     name, tables, labels_per_example, steps_per_epoch = "regression", {"table.embedding": "row"}, 1, 5
+    rate_factors = MappingProxyType({})
 
     def __init__(self, faults: Mapping[int, str] | None = None) -> None:
         self.faults, self.graphdef = dict(faults or {}), None

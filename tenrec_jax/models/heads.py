@@ -132,6 +132,13 @@ def make_head(config: HeadsConfig, width: int, actions: int, *, rngs: nnx.Rngs) 
     return nnx.Linear(width, actions, kernel_init=ZEROS, rngs=rngs)
 
 
+def by_output(config: HeadsConfig, x_A: np.ndarray) -> dict[str, np.ndarray]:
+    """Numbers, one an action, as factors of the weights that make its output: the last layer's, by their names within the head."""
+    if config.kind in ("mmoe", "ple"):
+        return {"towers.kernel": x_A[:, None], "towers.bias": x_A}
+    return {"kernel": x_A, "bias": x_A}
+
+
 def action_logits(config: HeadsConfig, x: Array) -> Array:
     """The logits of the actions' probabilities, from the sums of a head's outputs and the biases, [..., A] each."""
     return entire_space_logits(x) if config.kind == "esmm" else x

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from tenrec_jax.settings import InnerShare, Natural, NonNegative, Positive, Settings
@@ -209,13 +210,20 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int, peak: float) -> 
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, spaces: Mapping[str, str], average_decay: float = 0.0, shards: int = 1
+    config: OptimizerConfig,
+    steps: int,
+    spaces: Mapping[str, str],
+    average_decay: float = 0.0,
+    *,
+    shards: int = 1,
+    rate_factors: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) and the tables' rule, for a run of `steps`; see `Optimizer`."""
+    """AdamW (Loshchilov and Hutter, 2019) and the tables' rule, for a run of `steps`; see `Optimizer`, and `Task` for `rate_factors`."""
     rate, table_rate = (
         learning_rate_schedule(config, steps, peak) for peak in (config.learning_rate, config.table_learning_rate)
     )
-    dense = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices)
+    adamw = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices)
+    dense = optax.chain(adamw, _scaled(rate_factors))
     rates = {name: rate if "_bias." in name else table_rate for name in spaces}
     return Optimizer(
         dense,
@@ -227,6 +235,15 @@ def make_optimizer(
         shards=shards,
         schedules={"learning_rate": rate, "table_learning_rate": table_rate},
     )
+
+
+def _scaled(factors: Mapping[str, np.ndarray]) -> optax.GradientTransformation:
+    """Updates times the factors of those that are named."""
+
+    def scaled(updates: Named, _: Named | None = None) -> Named:
+        return {name: update * factors[name] if name in factors else update for name, update in updates.items()}
+
+    return optax.stateless(scaled)
 
 
 def _matrices(parameters: Named) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The two stages as tasks for the trainer: what a batch holds and what its loss is."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from tenrec_jax.data.row_blocks import process_rows
 from tenrec_jax.data.sampling import ItemSampler, NegativeSampler, WholeCatalogue
 from tenrec_jax.models.features import ItemFeatures, Vocabulary
 from tenrec_jax.models.hashing import Collisions, HashedIds, HashRows
-from tenrec_jax.models.heads import HeadsConfig, modelled_rates
+from tenrec_jax.models.heads import HeadsConfig, by_output, modelled_rates
 from tenrec_jax.models.losses import action_losses, pairwise_losses, sampled_softmax
 from tenrec_jax.models.ranker import Ranker, RankerConfig, TimelineRanker
 from tenrec_jax.models.slots import slots_of
@@ -60,6 +61,7 @@ class HashedTask:
     """
 
     name: str
+    rate_factors: Mapping[str, np.ndarray] = MappingProxyType({})
     _batches: TimelineBatches
 
     def __init__(self, model: nnx.Module, hashed: Mapping[str, HashedIds]) -> None:
@@ -198,6 +200,10 @@ class RetrievalTask(HashedTask):
 class RankingTask(HashedTask):
     """Predict every action on every logged exposure from the events before it.
 
+    What makes an action's output moves at a rate that goes with the standard deviation of its label, `sqrt(p (1 - p))`, the largest one at
+    the whole rate. Adam moves all weights alike, by the signs of their gradients where these are mostly chance: at one rate, the logits of
+    rare actions would be mostly that.
+
     Args:
         config: of the model. vocabulary: table sizes.
         batches: training timelines.
@@ -236,6 +242,10 @@ class RankingTask(HashedTask):
         self.labels_per_example = int(np.count_nonzero(action_weights))
         self._item_logit, user_logit = (_start_logit(config.heads, rate) for rate in (item_rate, user_rate))
         self._user_logit = user_logit - user_logit[0]
+        rate_A = _moderate(user_rate[0])
+        deviation_A = np.sqrt(rate_A * (1 - rate_A))
+        factors = by_output(config.heads, (deviation_A / deviation_A.max()).astype(np.float32))
+        self.rate_factors = {f"head.{name}": factor for name, factor in factors.items()}
         self.steps_per_epoch = batches.steps_per_epoch
         self.evaluate = evaluate
 

@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu.metrics import Collection
 from flax import nnx
 
@@ -103,12 +104,14 @@ class Task(Protocol):
         steps_per_epoch: steps of one pass over the training rows.
         tables: id space of each embedding table, by parameter name.
         labels_per_example: labels that an example of `LossSum` teaches.
+        rate_factors: of the learning rate, broadcast to the dense parameters of these names; the others move at the whole rate.
     """
 
     name: str
     steps_per_epoch: int
     tables: dict[str, str]
     labels_per_example: int
+    rate_factors: Mapping[str, np.ndarray]
 
     def init(self, key: jax.Array) -> nnx.State:
         """Fresh parameters."""
@@ -194,7 +197,14 @@ class _Training:
         self._stopping, self._heartbeat = stopping, heartbeat
         self._steps, row_sharded = config.epochs * task.steps_per_epoch, config.table_placement == "row_sharded"
         shards = config.shards(parallel.size)
-        self._optimizer = make_optimizer(config.optimizer, self._steps, task.tables, config.average_decay, shards)
+        self._optimizer = make_optimizer(
+            config.optimizer,
+            self._steps,
+            task.tables,
+            config.average_decay,
+            shards=shards,
+            rate_factors=task.rate_factors,
+        )
         self._init_key, self._dropout_key = jax.random.split(jax.random.key(seed))
         self._parameters = jax.eval_shape(task.init, self._init_key)
         self._like = parallel.shapes(jax.eval_shape(self._begin, self._init_key), self._optimizer.divided)
