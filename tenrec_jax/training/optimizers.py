@@ -223,7 +223,7 @@ def make_optimizer(
         learning_rate_schedule(config, steps, peak) for peak in (config.learning_rate, config.table_learning_rate)
     )
     adamw = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices)
-    dense = optax.chain(adamw, _scaled(rate_factors))
+    dense = optax.chain(adamw, _scaled(rate_factors)) if rate_factors else adamw
     rates = {name: rate if "_bias." in name else table_rate for name in spaces}
     return Optimizer(
         dense,
