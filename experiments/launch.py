@@ -39,7 +39,7 @@ from tenrec_jax.evaluation.report import results_table
 from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.plan import describe
 from tenrec_jax.settings_reader import refuse_overrides
-from tenrec_jax.sweep import leaderboard
+from tenrec_jax.sweep import leaderboard, page
 from tenrec_jax.sweep.record import Sweep, read_sweep, with_settings
 from tenrec_jax.sweep.run import first_round, run_sweep, typed
 from tenrec_jax.training.heartbeat import Heartbeat
@@ -222,7 +222,8 @@ def _sweep(arguments: list[str], sweep: Sweep, file: Path) -> int:
     command += [f"--{key}={text}" for key, text in _overrides(arguments).items()]
     command += ["--allow_changed"] * ALLOW_CHANGED.value
     board = run_sweep(sweep, base, workdir, command, parallel=PARALLEL_UNITS.value, allow_changed=ALLOW_CHANGED.value)
-    sys.stdout.write(f"{leaderboard.text(board)}\n\nleaderboard  {workdir / leaderboard.FILE}\n")
+    made = f"leaderboard  {workdir / leaderboard.FILE}\nreport       {workdir / page.FILE}\n"
+    sys.stdout.write(f"{leaderboard.text(board)}\n\n{made}")
     return 1 if board.failed else 0
 
 

@@ -127,8 +127,8 @@ class RankingConfig(Settings):
         action_weights: weight of each action's loss, in the order of the log's actions; the rest is not used.
         pairwise_weight: weight of the loss on pairs of a user's events, which GAUC measures, beside the cross-entropy.
         bias_start: what training starts the biases of users and items from: "rates", the smoothed rate of each, or "effects", a logistic
-            regression on both ids together (`evaluation.id_model`), which leaves to each what the other does not explain and shrinks
-            both as the training rows ask for.
+            regression of all actions on both ids (`evaluation.id_model`), which leaves to each what the other does not explain, lets
+            frequent actions tell of rare ones, and shrinks all as the training rows ask for.
         any_order: train on timelines in random order, for logs in which a user's order means little.
     """
 

@@ -309,6 +309,11 @@ def test_a_sweep_resumes_orders_its_units_by_validation_and_opens_the_winners_te
         == json.loads((best / "eval" / "test.json").read_text())["retrieval"]["recall@10"]["value"]
     )
     assert f"Chosen on the validation part alone: {best.name}." in text(board)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<figure>") == 2
+    for place in board.places:
+        assert f"{place.objective['value']:.4f}" in page
+        assert place.unit in page
 
     assert main(["compare", str(best), str(other), "--part", "validation"]) == 0
     assert SWEEP.objective in capsys.readouterr().out

@@ -28,7 +28,10 @@ def can_draw() -> bool:
 def interval_plot(
     name: str, title: str, series: Mapping[str, Mapping[str, Estimate]], *, mark: float | None = None
 ) -> str:
-    """Dot and whisker, a row a group: series -> group -> estimate. `mark` is where a vertical line stands, such as chance."""
+    """Dot and whisker, a row a group: series -> group -> estimate. `mark` is where a vertical line stands, such as chance.
+
+    A series without a name has no entry in the legend.
+    """
     groups = list(next(iter(series.values())))
 
     def draw(axes: Any) -> None:
@@ -36,7 +39,7 @@ def interval_plot(
             colour, shape = SERIES[place % len(SERIES)]
             y = [row + 0.18 * (place - (len(series) - 1) / 2) for row in range(len(groups))]
             value, low, high = _parts(estimates.values())
-            axes.plot(value, y, color=colour, marker=shape, markersize=4, linestyle="none", label=label)
+            axes.plot(value, y, color=colour, marker=shape, markersize=4, linestyle="none", label=label or None)
             axes.hlines(y, low, high, color=colour, linewidth=1.5)
         if mark is not None:
             axes.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
@@ -44,7 +47,7 @@ def interval_plot(
         axes.set_yticks(range(len(groups)), groups)
         axes.set_ylim(len(groups) - 0.5, -0.5)
 
-    return _drawn(name, title, draw, height=1.2 + 0.6 * len(groups))
+    return _drawn(name, title, draw, height=1.2 + (0.24 + 0.18 * len(series)) * len(groups))
 
 
 def recall_curve(name: str, title: str, series: Mapping[str, Mapping[int, Estimate]]) -> str:

@@ -140,6 +140,11 @@ def _less(sweep: Sweep, workdir: Path, reference: Path) -> Estimate:
 
 def text(board: Leaderboard) -> str:
     """The leaderboard for a console."""
+    return "\n".join([*aligned(table_rows(board)), "", *notes(board)])
+
+
+def table_rows(board: Leaderboard) -> list[list[str]]:
+    """The leaderboard as a table, its header first."""
     names = short_names({key: None for place in board.places for key in place.settings})
     less = f"less {_number(board.reference)}"
     header = ["", "unit", f"validation {board.objective}", less, "", *names.values(), "seconds"]
@@ -149,30 +154,31 @@ def text(board: Leaderboard) -> str:
         difference, mark = _signed(place.less_reference), "real" if place.differs else ""
         told = [str(rank), _number(place.unit), interval(place.objective), difference, mark]
         table.append([*told, *settings, f"{place.seconds:,.0f}"])
-    return "\n".join([*aligned(table), "", *_notes(board)])
+    return table
 
 
-def _notes(board: Leaderboard) -> list[str]:
+def notes(board: Leaderboard) -> list[str]:
+    """What the table means, a line each."""
     best = board.places[0]
     real, direction = sum(place.differs for place in board.places), "larger" if board.larger_is_better else "smaller"
-    rows, notes = board.rows, []
+    rows, lines = board.rows, []
     if board.failed:
-        notes.append(f"without a result: {', '.join(board.failed)}")
+        lines.append(f"without a result: {', '.join(board.failed)}")
     if len(board.codes) > 1:
-        notes.append(
+        lines.append(
             f"WARNING: the units were made by {len(board.codes)} versions of the code: {', '.join(board.codes)}."
         )
-    notes += [
+    lines += [
         f"{direction} is better; 95 % intervals over {rows['users']:,} users, {rows['protocol']}, data {rows['data_sha256'][:12]}.",
         f"{real} of {len(board.places) - 1} others really differ from {board.reference}: the interval of the paired difference excludes 0.",
         f"Chosen on the validation part alone: {best.unit}. As the best of {len(board.places)} its value there is too good by chance.",
     ]
     if board.test is None:
-        notes.append("No unit's test part was read.")
+        lines.append("No unit's test part was read.")
     else:
         times = f"read {board.test['opened']} time{'s' * (board.test['opened'] > 1)}"
-        notes.append(f"test {board.objective} of it, and of no other unit: {interval(board.test)}, {times}.")
-    return notes
+        lines.append(f"test {board.objective} of it, and of no other unit: {interval(board.test)}, {times}.")
+    return lines
 
 
 def _number(unit: str) -> str:

@@ -21,6 +21,7 @@ from tenrec_jax.evaluation.tables import interval
 from tenrec_jax.files import locked, write_json
 from tenrec_jax.sealed import read_stamped, write_stamped
 from tenrec_jax.sweep.leaderboard import FILE, Leaderboard, leaderboard, ordered, with_test
+from tenrec_jax.sweep.page import write_page
 from tenrec_jax.sweep.pool import Done, Job, Pool
 from tenrec_jax.sweep.record import RETRIEVAL, Sweep, with_settings
 from tenrec_jax.sweep.search import Drawn, Trial, next_round
@@ -53,7 +54,7 @@ def run_sweep(
         grace_seconds: that units are given to save, once this process is told to stop.
 
     Returns:
-        The leaderboard, which is also written to `leaderboard.json`.
+        The leaderboard, which is also written to `leaderboard.json`, and drawn in `report.html`.
 
     Raises:
         UserError: the workdir holds another sweep; settings that cannot be; a log that is not there; another process in this workdir; no
@@ -74,15 +75,20 @@ def run_sweep(
         if not finished:
             raise UserError(f"No unit of the sweep has a result; their logs are {workdir}/units/*/log.txt.")
         board = leaderboard(sweep, finished, [unit for unit in units if unit not in finished])
-        write_json(workdir / FILE, board.to_json())
+        _show(board, workdir)
         if board.failed:
             return board
         best = ordered(sweep, finished)[0]
         _run(pool, sweep, [best], command, STAGES)
         if best.finished(STAGES):
             board = with_test(board, sweep, best)
-            write_json(workdir / FILE, board.to_json())
+            _show(board, workdir)
         return board
+
+
+def _show(board: Leaderboard, workdir: Path) -> None:
+    write_json(workdir / FILE, board.to_json())
+    write_page(board, workdir)
 
 
 def first_round(sweep: Sweep, base: RunConfig) -> list[Drawn]:
