@@ -27,7 +27,7 @@ from tenrec_jax.timeline import Events, Profile
 
 T = TypeVar("T")
 
-LENGTH, USERS = 20, 2000
+LENGTH, USERS = 20, 10_000
 # The order of candidates is fitted on so many users at most; without a ranker with so many draws each.
 FIT_USERS, FIT_DRAWS = 5000, 200
 # The ranker alone over the whole catalogue takes seconds a user: fewer users, and no large catalogue.
