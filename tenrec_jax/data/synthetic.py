@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tenrec_jax.data.schema import ACTIONS, NULL, TWIN_KINDS, kind_named
 from tenrec_jax.data.twin_model import Catalogue, Ints, Population, draw_catalogue, draw_population
 from tenrec_jax.data.twin_play import Intercepts, react, simulate, solve_intercepts, watching_times
-from tenrec_jax.data.twin_recipes import Crowd, Recipe, recipe_of
+from tenrec_jax.data.twin_recipes import Recipe, recipe_of
 from tenrec_jax.errors import UserError
 from tenrec_jax.files import written_whole
 
@@ -41,9 +41,10 @@ class TwinSummary:
     click_rate: float
 
 
-class _Chunk(NamedTuple):
-    """R rows of some users, as written. `history_RS` (0 columns without history) and `item_R` are places in the
+class Chunk(NamedTuple):
+    """R rows of some users of a crowd, as written. `history_RS` (0 columns without history) and `item_R` are places in the
     catalogue, -1 in the history for none; `shown_R` holds the items of all exposures, deleted ones included, in order.
+    `match_R` is what taste and item made of one another; the crowd is a place in the recipe's.
     """
 
     user_R: Ints
@@ -55,7 +56,18 @@ class _Chunk(NamedTuple):
     age_R: Ints
     history_RS: Ints
     shown_R: Ints
+    match_R: NDArray[np.float64]
     users: int
+    crowd: int
+
+
+class Twin(NamedTuple):
+    """A twin as it is played: what is planted, the intercepts of each crowd, and the rows, chunk by chunk."""
+
+    recipe: Recipe
+    catalogue: Catalogue
+    intercepts: Sequence[Intercepts]
+    chunks: Iterator[Chunk]
 
 
 def write_twin(path: Path, *, kind: str, rows: int, seed: int, progress: bool = True) -> TwinSummary:
@@ -84,15 +96,9 @@ def write_twin(path: Path, *, kind: str, rows: int, seed: int, progress: bool = 
     Raises:
         UserError: there is no twin of this kind, or rows or seed is too small.
     """
-    if kind_named(kind).name not in TWIN_KINDS:
-        raise UserError(f"There is no synthetic twin of {kind}; choose one of {', '.join(TWIN_KINDS)}.")
-    if rows < 1 or seed < 0:
-        raise UserError(f"rows is {rows} and seed is {seed}: give at least 1 row and a seed of at least 0.")
-    recipe, header, truth = recipe_of(kind), kind_named(kind).header, path.with_suffix(".truth.parquet")
-    rng = np.random.default_rng([seed, rows, 0])
-    catalogue = draw_catalogue(recipe.popularity, max(rows, SMALLEST_LOG), recipe.item_bias, rng)
-    intercepts = [solve_intercepts(catalogue, recipe, crowd, rows, rng) for crowd in recipe.crowds]
-    ids = _Ids(catalogue.topic_N.size)
+    twin = play_twin(kind, rows, seed)
+    header, truth = kind_named(kind).header, path.with_suffix(".truth.parquet")
+    ids = _Ids(twin.catalogue.topic_N.size)
     users = clicks = 0
     with (
         written_whole(path) as csv_file,
@@ -102,8 +108,8 @@ def write_twin(path: Path, *, kind: str, rows: int, seed: int, progress: bool = 
         tqdm(total=rows, unit="row", unit_scale=True, disable=not progress) as bar,
     ):
         csv.write((",".join(header) + "\n").encode())
-        for chunk in _chunks(recipe, catalogue, intercepts, rows, seed):
-            _write_csv(csv, header, chunk, catalogue, ids)
+        for chunk in twin.chunks:
+            _write_csv(csv, header, chunk, twin.catalogue, ids)
             truth_writer.write_table(pa.Table.from_arrays(list(chunk.truth_RA.T.copy()), schema=_truth_schema()))
             users += np.unique(chunk.user_R).size
             clicks += int(chunk.labels_RA[:, 0].sum())
@@ -111,27 +117,44 @@ def write_twin(path: Path, *, kind: str, rows: int, seed: int, progress: bool = 
     return TwinSummary(path, truth, rows, users, int(ids.written_N.sum()), clicks / rows)
 
 
+def play_twin(kind: str, rows: int, seed: int) -> Twin:
+    """The twin that `write_twin` writes, with what its files do not tell.
+
+    Raises:
+        UserError: there is no twin of this kind, or rows or seed is too small.
+    """
+    if kind_named(kind).name not in TWIN_KINDS:
+        raise UserError(f"There is no synthetic twin of {kind}; choose one of {', '.join(TWIN_KINDS)}.")
+    if rows < 1 or seed < 0:
+        raise UserError(f"rows is {rows} and seed is {seed}: give at least 1 row and a seed of at least 0.")
+    recipe, rng = recipe_of(kind), np.random.default_rng([seed, rows, 0])
+    catalogue = draw_catalogue(recipe.popularity, max(rows, SMALLEST_LOG), recipe.item_bias, rng)
+    intercepts = [solve_intercepts(catalogue, recipe, crowd, rows, rng) for crowd in recipe.crowds]
+    return Twin(recipe, catalogue, intercepts, _chunks(recipe, catalogue, intercepts, rows, seed))
+
+
 def _chunks(
     recipe: Recipe, catalogue: Catalogue, intercepts: Sequence[Intercepts], rows: int, seed: int
-) -> Iterator[_Chunk]:
+) -> Iterator[Chunk]:
     """Chunks of whole users, numbered on from one chunk to the next, until there are exactly `rows` rows.
 
     The rows of each crowd come to an end where its share of the log does; its last user's time line is cut there.
     """
     number, users, end, done = 1, 0, 0.0, 0
-    for crowd, solved in zip(recipe.crowds, intercepts, strict=True):
+    for place, (crowd, solved) in enumerate(zip(recipe.crowds, intercepts, strict=True)):
         end += crowd.share
         while done < round(rows * end):
             rng = np.random.default_rng([seed, rows, number])
-            chunk = _chunk(recipe, crowd, catalogue, solved, round(rows * end) - done, rng)
+            chunk = _chunk(recipe, place, catalogue, solved, round(rows * end) - done, rng)
             yield chunk._replace(user_R=chunk.user_R + users)
             number, users, done = number + 1, users + chunk.users, done + chunk.user_R.size
 
 
 def _chunk(
-    recipe: Recipe, crowd: Crowd, catalogue: Catalogue, intercepts: Intercepts, most: int, rng: np.random.Generator
-) -> _Chunk:
-    """About `CHUNK_ROWS` rows, at most `most`."""
+    recipe: Recipe, place: int, catalogue: Catalogue, intercepts: Intercepts, most: int, rng: np.random.Generator
+) -> Chunk:
+    """About `CHUNK_ROWS` rows, at most `most`, of the recipe's crowd in this place."""
+    crowd = recipe.crowds[place]
     extra = HISTORY if recipe.history else 0
     count = math.ceil(1.1 * min(CHUNK_ROWS, most) / crowd.mean_rows) + 4
     population = draw_population(catalogue, crowd, count, rng, extra_rows=extra)
@@ -150,7 +173,7 @@ def _chunk(
         end = min(most, user_R.size)
         history_US, kept = np.empty((population.length_U.size, 0), np.int64), np.arange(end)
     user_R = user_R[kept]
-    return _Chunk(
+    return Chunk(
         user_R=user_R,
         item_R=item_R[kept],
         labels_RA=labels_RA[kept],
@@ -160,7 +183,9 @@ def _chunk(
         age_R=population.age_U[user_R],
         history_RS=history_US[user_R],
         shown_R=item_R[:end],
+        match_R=exposures.match_R[kept],
         users=population.length_U.size,
+        crowd=place,
     )
 
 
@@ -212,7 +237,7 @@ class _Ids:
         self._given += items.size
 
 
-def _write_csv(csv: BinaryIO, header: tuple[str, ...], chunk: _Chunk, catalogue: Catalogue, ids: _Ids) -> None:
+def _write_csv(csv: BinaryIO, header: tuple[str, ...], chunk: Chunk, catalogue: Catalogue, ids: _Ids) -> None:
     ids.give(chunk.shown_R)
     ids.written_N[chunk.item_R] = True
     category_R = catalogue.category_N[chunk.item_R]
