@@ -54,7 +54,7 @@ def runs(tmp_path):
 
 
 def test_intervals_of_differences_equal_those_of_a_bootstrap_that_copies_users(runs):
-    found = {row.metric: row for row in compare(*runs, seed=5, resamples=80).metrics}
+    found = {row.metric: row for row in compare([runs[0]], [runs[1]], seed=5, resamples=80).metrics}
     scores, places = [], []
     for run in runs:
         predictions = read_predictions(run / FILES["test"])
@@ -81,8 +81,29 @@ def test_intervals_of_differences_equal_those_of_a_bootstrap_that_copies_users(r
     assert found["click auc"].difference.value > 0
 
 
+def test_a_side_of_several_runs_has_the_mean_of_their_metrics_in_every_draw(runs, tmp_path, capsys):
+    noise = np.random.default_rng(5).normal(size=(400, 2))
+    third = write_run(tmp_path / "c", noise=noise, first=np.full(len(CLICKED), 3.0))
+    options = {"seed": 5, "resamples": 40}
+    alone = [{row.metric: row for row in compare([runs[0]], [run], **options).metrics} for run in (runs[1], third)]
+    both = {row.metric: row for row in compare([runs[0]], [runs[1], third], **options).metrics}
+    for name, row in both.items():
+        assert row.second == pytest.approx(np.mean([one[name].second for one in alone]))
+        assert row.difference.value == pytest.approx(np.mean([one[name].difference.value for one in alone]))
+    # Of one run twice the draws are those of that run.
+    copy = write_run(tmp_path / "d", noise=noise, first=np.full(len(CLICKED), 3.0))
+    twice = {row.metric: row for row in compare([runs[0]], [third, copy], **options).metrics}
+    for name, row in twice.items():
+        expected = alone[1][name].difference
+        assert (row.difference.low, row.difference.high) == pytest.approx((expected.low, expected.high))
+    assert main(["compare", str(runs[0]), f"{runs[1]},{third}"]) == 0
+    assert "Means over 1 and 2 runs" in capsys.readouterr().out
+    assert main(["compare", str(runs[0]), f"{third},{third}"]) == 2
+    assert "named twice" in capsys.readouterr().err
+
+
 def test_a_run_does_not_differ_from_itself(runs):
-    found = compare(runs[0], runs[0], resamples=20)
+    found = compare([runs[0]], [runs[0]], resamples=20)
     assert not any(row.is_real for row in found.metrics)
     assert {row.difference.value for row in found.metrics} == {0.0}
     assert "0 of 28 differences are real" in text(found)
@@ -94,9 +115,9 @@ def test_runs_of_other_samples_of_users_are_compared_on_those_that_both_have(tmp
     noise = np.zeros((400, 2))
     one = write_run(tmp_path / "a", noise=noise, first=np.ones(len(CLICKED)), ranking=False)
     two = write_run(tmp_path / "b", noise=noise, first=np.full(len(few), 30.0), targets=few)
-    found = compare(one, two, resamples=20)
+    found = compare([one], [two], resamples=20)
     assert found.users == {"retrieval": len(np.unique(TABLE.user_R[few]))}
-    assert found.left_out == ("ranking: not both runs have a ranker",)
+    assert found.left_out == ("ranking: not all runs have a ranker",)
     values = {row.metric: (row.first, row.second, row.is_real) for row in found.metrics}
     assert values["retrieval recall@20"] == (1.0, 0.0, True)
 
@@ -107,7 +128,7 @@ def test_runs_of_other_rows_are_refused_unless_forced(runs, tmp_path, key, capsy
     origin = dataclasses.replace(ORIGIN, **{key: value})
     other = write_run(tmp_path / "c", noise=np.zeros((400, 2)), first=np.ones(len(CLICKED)), origin=origin)
     with pytest.raises(UserError, match=f"{key}: .* in .*a, {value} in .*c"):
-        compare(runs[0], other)
+        compare([runs[0]], [other])
     assert main(["compare", str(runs[0]), str(other)]) == 2
     assert main(["compare", str(runs[0]), str(other), "--force"]) == 0
     printed = capsys.readouterr().out

@@ -295,12 +295,16 @@ def test_a_sweep_resumes_orders_its_units_by_validation_and_opens_the_winners_te
     best, other = (tmp_path / "units" / place.unit for place in board.places)
     assert [path.parents[1] for path in tmp_path.rglob("test_opened.json")] == [best]
     assert not (other / "eval" / "predictions.parquet").exists()
-    (difference,) = [row for row in compare(best, other, part="validation").metrics if row.metric == SWEEP.objective]
+    (difference,) = [
+        row for row in compare([best], [other], part="validation").metrics if row.metric == SWEEP.objective
+    ]
     assert (board.places[1].less_reference, board.places[1].differs) == (difference.difference, difference.is_real)
     # Of an ablation the base is the reference, here the worse one.
     units = [dataclasses.replace(u, settings={} if u.workdir == other else u.settings) for u in read_units(tmp_path)]
     ablation = leaderboard(dataclasses.replace(SWEEP, search="ablation"), units, ())
-    (difference,) = [row for row in compare(other, best, part="validation").metrics if row.metric == SWEEP.objective]
+    (difference,) = [
+        row for row in compare([other], [best], part="validation").metrics if row.metric == SWEEP.objective
+    ]
     assert (ablation.reference, ablation.places[0].less_reference) == (other.name, difference.difference)
     written = json.loads((tmp_path / "leaderboard.json").read_text())
     assert written == json.loads(json.dumps(board.to_json()))

@@ -1,12 +1,15 @@
-"""Two runs on the same rows: which of their differences are real.
+"""Two runs on the same rows, or two configurations from several seeds each: which of their differences are real.
 
-Both runs' predictions are read from the files that they left. Users are drawn with replacement, the same ones for both runs, and every
-metric's difference is taken in each draw: a difference is called real where its 95 % interval excludes 0.
+The runs' predictions are read from the files that they left. Users are drawn with replacement, the same ones for both sides, and every
+metric's difference is taken in each draw: a difference is called real where its 95 % interval excludes 0. A side of several runs has the
+mean of their metrics, in every draw.
 """
 
 import argparse
 import dataclasses
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,14 @@ import numpy as np
 
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.predictions import Predictions, read_predictions
-from tenrec_jax.evaluation.statistics import BinarySample, Estimate, MeanSample, Sample, paired_differences
+from tenrec_jax.evaluation.statistics import (
+    BinarySample,
+    Estimate,
+    MeanOfRuns,
+    MeanSample,
+    Sample,
+    paired_differences,
+)
 from tenrec_jax.evaluation.tables import aligned, number
 from tenrec_jax.evaluation.user_metrics import retrieval_metrics
 from tenrec_jax.files import json_text
@@ -26,12 +36,13 @@ EXAMPLES = """examples:
   tenrec-jax compare runs/before runs/after                       on the test rows
   tenrec-jax compare runs/before runs/after --part validation     to choose between the two
   tenrec-jax compare runs/before runs/other_split --force         side by side, no differences
+  tenrec-jax compare runs/a_0,runs/a_1 runs/b_0,runs/b_1          means over seeds
 """
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of both runs; `difference` is second less first, None where the runs cannot be paired."""
+    """One metric of both sides; `difference` is second less first, None where they cannot be paired."""
 
     metric: str
     first: float
@@ -51,16 +62,17 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs compared.
+    """Two runs compared, or two sides of several.
 
     Attributes:
-        names: of the runs. users: that both have, in retrieval and in ranking.
+        names: of the sides. runs: of each side. users: that all have, in retrieval and in ranking.
         mismatches: what of the runs differs that must not; then no difference was taken.
         metrics: every metric that both have.
         left_out: what was not compared, and why.
     """
 
     names: tuple[str, str]
+    runs: tuple[int, int]
     users: dict[str, int]
     mismatches: tuple[str, ...]
     metrics: tuple[Difference, ...]
@@ -76,41 +88,64 @@ class Comparison:
 
 
 def compare(
-    first: Path, second: Path, *, part: str = "test", force: bool = False, seed: int = 0, resamples: int = 1000
+    first: Sequence[Path],
+    second: Sequence[Path],
+    *,
+    part: str = "test",
+    force: bool = False,
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> Comparison:
-    """Compare two workdirs.
+    """Compare two workdirs, or several of each side.
 
     Args:
-        first, second: of the runs.
+        first, second: workdirs of the sides' runs.
         part: "test" or "validation".
-        force: show runs side by side that cannot be paired.
-        seed, resamples: of the bootstrap over the users that both have.
+        force: show sides next to each other that cannot be paired.
+        seed, resamples: of the bootstrap over the users that all runs have.
 
     Raises:
-        UserError: predictions are missing, or the runs are not of the same rows and protocol, which is named, and not `force`.
+        UserError: predictions are missing, a run is named twice on a side, or the runs are not of the same rows and protocol, which is
+            named, and not `force`.
     """
-    runs = read_predictions(first / FILES[part]), read_predictions(second / FILES[part])
-    names = (str(first), str(second))
-    one, other = (dataclasses.asdict(run.origin) for run in runs)
+    for side in (first, second):
+        if len(set(side)) < len(side):
+            raise UserError(f"A run is named twice on one side: {_name(side)}.")
+    sides = tuple([read_predictions(run / FILES[part]) for run in side] for side in (first, second))
+    origins = [
+        (run, dataclasses.asdict(read.origin))
+        for run, read in zip((*first, *second), (*sides[0], *sides[1]), strict=True)
+    ]
+    (name, one), *others = origins
     mismatches = tuple(
-        f"{key}: {one[key]} in {first}, {other[key]} in {second}" for key in MUST_AGREE if one[key] != other[key]
+        f"{key}: {one[key]} in {name}, {other[key]} in {other_name}"
+        for other_name, other in others
+        for key in MUST_AGREE
+        if one[key] != other[key]
     )
     if mismatches and not force:
         listed = "\n  ".join(mismatches)
         raise UserError(
             f"The runs cannot be compared, since they differ in\n  {listed}\n--force shows them side by side, without differences."
         )
+    names, runs = (_name(first), _name(second)), (len(first), len(second))
     if mismatches:
-        values = [_values(run) for run in runs]
+        values = [_values(side) for side in sides]
         shared = [name for name in values[0] if name in values[1]]
         rows = tuple(Difference(name, values[0][name], values[1][name], None) for name in shared)
-        return Comparison(names, {}, mismatches, rows, ())
-    return _paired(names, *runs, seed=seed, resamples=resamples)
+        return Comparison(names, runs, {}, mismatches, rows, ())
+    users, metrics, left_out = _paired(*sides, seed=seed, resamples=resamples)
+    return Comparison(names, runs, users, (), tuple(metrics), tuple(left_out))
+
+
+def _name(side: Sequence[Path]) -> str:
+    return ",".join(map(str, side))
 
 
 def _paired(
-    names: tuple[str, str], first: Predictions, second: Predictions, *, seed: int, resamples: int
-) -> Comparison:
+    first: Sequence[Predictions], second: Sequence[Predictions], *, seed: int, resamples: int
+) -> tuple[dict[str, int], list[Difference], list[str]]:
+    """The numbers of users, the differences, and what was left out."""
     metrics: list[Difference] = []
 
     def add(prefix: str, before: Sample, after: Sample, users: int) -> None:
@@ -120,21 +155,22 @@ def _paired(
             for name, difference in found.items()
         )
 
-    users, left_out = dict[str, int](), list[str]()
-    common = np.intersect1d(first.user[first.ranked], second.user[second.ranked])
+    runs, users, left_out = [*first, *second], dict[str, int](), list[str]()
+    common = functools.reduce(np.intersect1d, [run.user[run.ranked] for run in runs])
     if len(common):
-        add("retrieval", _retrieval_sample(first, common), _retrieval_sample(second, common), len(common))
+        before, after = (MeanOfRuns([_retrieval_sample(run, common) for run in side]) for side in (first, second))
+        add("retrieval", before, after, len(common))
         users["retrieval"] = len(common)
-    elif not (len(first.ranked) and len(second.ranked)):
-        left_out.append("retrieval: not both runs retrieve")
-    before, after = _binary_samples(first), _binary_samples(second)
-    if before and after:
-        users["ranking"] = len(np.unique(first.user))
-        for action, sample in before.items():
-            add(action, sample, after[action], users["ranking"])
+    elif not all(len(run.ranked) for run in runs):
+        left_out.append("retrieval: not all runs retrieve")
+    if all(run.score_RA is not None for run in runs):
+        users["ranking"] = len(np.unique(runs[0].user))
+        of_second = _binary_samples(second)
+        for action, sample in _binary_samples(first).items():
+            add(action, sample, of_second[action], users["ranking"])
     else:
-        left_out.append("ranking: not both runs have a ranker")
-    return Comparison(names, users, (), tuple(metrics), tuple(left_out))
+        left_out.append("ranking: not all runs have a ranker")
+    return users, metrics, left_out
 
 
 def _retrieval_sample(run: Predictions, users: np.ndarray | None = None) -> MeanSample:
@@ -143,20 +179,23 @@ def _retrieval_sample(run: Predictions, users: np.ndarray | None = None) -> Mean
     return MeanSample({name: value_U[kept] for name, value_U in values.items()})
 
 
-def _binary_samples(run: Predictions) -> dict[str, BinarySample]:
-    """By action, over all users of the run in rising order of their ids; empty without a ranker."""
-    if run.score_RA is None:
-        return {}
-    ids, user_R = np.unique(run.user, return_inverse=True)
-    columns = zip(run.origin.actions, run.labels_RA.T, run.score_RA.T, strict=True)
-    return {action: BinarySample(label_R, score_R, user_R, len(ids)) for action, label_R, score_R in columns}
+def _binary_samples(side: Sequence[Predictions]) -> dict[str, MeanOfRuns]:
+    """By action, over all users of the runs in rising order of their ids; empty where a run has no ranker."""
+    samples: dict[str, list[BinarySample]] = {}
+    for run in side:
+        if run.score_RA is None:
+            return {}
+        ids, user_R = np.unique(run.user, return_inverse=True)
+        for action, label_R, score_R in zip(run.origin.actions, run.labels_RA.T, run.score_RA.T, strict=True):
+            samples.setdefault(action, []).append(BinarySample(label_R, score_R, user_R, len(ids)))
+    return {action: MeanOfRuns(of_runs) for action, of_runs in samples.items()}
 
 
-def _values(run: Predictions) -> dict[str, float]:
-    """Every metric of a run on its own users."""
-    samples: dict[str, Sample] = dict(_binary_samples(run))
-    if len(run.ranked):
-        samples = {"retrieval": _retrieval_sample(run), **samples}
+def _values(side: Sequence[Predictions]) -> dict[str, float]:
+    """Every metric of a side, of each run on its own users."""
+    samples: dict[str, Sample] = dict(_binary_samples(side))
+    if all(len(run.ranked) for run in side):
+        samples = {"retrieval": MeanOfRuns([_retrieval_sample(run) for run in side]), **samples}
     return {f"{stage} {name}": value for stage, sample in samples.items() for name, value in sample.values.items()}
 
 
@@ -193,10 +232,16 @@ def text(comparison: Comparison) -> str:
             f"{real} of {looked_at} differences are real: their interval excludes 0.",
             f"Many metrics are looked at: of {looked_at}, about {0.05 * looked_at:.0f} would be called real by chance between "
             "two runs that are equally good.",
-            "One seed a run: intervals tell how the choice of users matters, not how the seed of training does.",
+            _about_seeds(comparison.runs),
             *(f"not compared: {reason}" for reason in comparison.left_out),
         ]
     )
+
+
+def _about_seeds(runs: tuple[int, int]) -> str:
+    if max(runs) == 1:
+        return "One seed a run: intervals tell how the choice of users matters, not how the seed of training does."
+    return f"Means over {runs[0]} and {runs[1]} runs: intervals tell how the choice of users matters; tenrec-jax seeds tells the spread."
 
 
 def _signed(value: float) -> str:
@@ -212,14 +257,20 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="workdir of a run")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="workdir of another one")
+    parser.add_argument(
+        "run_a", type=_side, metavar="RUN_A", help="workdir of a run; of several, with commas between them"
+    )
+    parser.add_argument("run_b", type=_side, metavar="RUN_B", help="workdir of another one, or several likewise")
     parser.add_argument(
         "--part", choices=tuple(FILES), default="test", help="rows to compare on (default: %(default)s)"
     )
     parser.add_argument("--force", action="store_true", help="show side by side what cannot be compared")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.set_defaults(run=_run)
+
+
+def _side(text: str) -> tuple[Path, ...]:
+    return tuple(map(Path, text.split(",")))
 
 
 def _run(options: argparse.Namespace) -> None:

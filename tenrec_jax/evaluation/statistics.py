@@ -5,7 +5,7 @@ of weighted sums, so no row is ever copied. Intervals are percentile intervals (
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -159,6 +159,19 @@ class MeanSample:
     def _means(self, sums: Floats) -> Floats:
         users = len(self._columns)
         return sums / users if users else np.full(sums.shape, np.nan)
+
+
+class MeanOfRuns:
+    """The means of several runs' metrics, each of the same users: one configuration from several seeds, say."""
+
+    def __init__(self, runs: Sequence[Sample]) -> None:
+        self._runs = runs
+        self.values = {name: float(np.mean([run.values[name] for run in runs])) for name in runs[0].values}
+
+    def draw(self, counts_BU: Floats) -> dict[str, Floats]:
+        """See `Sample`."""
+        drawn = [run.draw(counts_BU) for run in self._runs]
+        return {name: np.mean([run[name] for run in drawn], axis=0) for name in self.values}
 
 
 class BinarySample:

@@ -131,7 +131,7 @@ def _place(sweep: Sweep, unit: Unit, reference: Unit) -> Place:
 
 
 def _less(sweep: Sweep, workdir: Path, reference: Path) -> Estimate:
-    found = {row.metric: row.difference for row in compare(reference, workdir, part="validation").metrics}
+    found = {row.metric: row.difference for row in compare([reference], [workdir], part="validation").metrics}
     difference = found[sweep.objective]
     if difference is None:
         raise AssertionError("compare pairs runs of the same rows")
