@@ -24,7 +24,12 @@ def get_config() -> ConfigDict:
         stage.model.features.item_start = "spectral"
         stage.train.optimizer.table_learning_rate = 2e-4
     config.retrieval.model.item_bias = True
-    config.ranking.co_visits = 200
-    config.ranking.pairwise_weight = 1.0
-    config.ranking.train.average_decay = 0.98
+    ranking = config.ranking
+    ranking.train.epochs = 4
+    # Of an item with a few rows, who saw it matters as much as who clicked; and frequent actions tell of rare ones.
+    ranking.bias_start = "effects"
+    ranking.model.crosses.layers = 2
+    ranking.co_visits = 200
+    ranking.pairwise_weight = 1.0
+    ranking.train.average_decay = 0.98
     return config
