@@ -14,7 +14,6 @@ from sklearn.metrics import log_loss
 from tenrec_jax.config import RunConfig, default_config
 from tenrec_jax.data.protocols import Part
 from tenrec_jax.data.twin_model import SHARED_PROPENSITY
-from tenrec_jax.data.twin_recipes import recipe_of
 from tenrec_jax.errors import UserError
 from tenrec_jax.pipeline import Pipeline
 from tenrec_jax.run_data import RunData
@@ -78,8 +77,7 @@ def test_what_rows_tell_lies_between_ignorance_and_the_truth(twin_limits: Any, w
     unknown = log_loss(label_r, twin_limits.known_users(planted, table, nothing, rows))
     assert truth < known < unknown
 
-    crowds = recipe_of("qb_video").crowds
-    expected_rA = twin_limits.known_clicks(planted, crowds, table, split, rows)
+    expected_rA = twin_limits.known_clicks(planted, table, split, rows)
     actions_rA = table.labels_RA[rows, 1:]
     # Each action comes as often as expected, but for chance.
     for expected, seen in zip(expected_rA.sum(axis=0), actions_rA.sum(axis=0), strict=True):

@@ -28,10 +28,9 @@ from tqdm import tqdm
 from tenrec_jax.config import RunConfig, from_mapping
 from tenrec_jax.data.interactions import Interactions
 from tenrec_jax.data.protocols import Part, Split
-from tenrec_jax.data.synthetic import Twin, play_twin
+from tenrec_jax.data.synthetic import Chunk, play_twin
 from tenrec_jax.data.twin_model import SHARED_PROPENSITY
 from tenrec_jax.data.twin_play import ACTION_MATCH
-from tenrec_jax.data.twin_recipes import Crowd
 from tenrec_jax.errors import UserError
 from tenrec_jax.evaluation.results import scorer_results
 from tenrec_jax.evaluation.scorers import Scorer
@@ -53,7 +52,8 @@ class Planted(NamedTuple):
     Attributes:
         item_R: the items' places in the catalogue. click_R: the true logits of clicks. match_R: matches of taste and item.
         bias_N: of the items. expected_N: what their popularity tells of it. variance: what it does not.
-        crowd_R: whose rows. action_RA2: intercepts of like, share and follow without and with a click.
+        spread_RA: standard deviations of the users' propensities to like, share and follow. action_RA2: the intercepts of these, without
+            and with a click.
     """
 
     item_R: NDArray[np.int64]
@@ -62,7 +62,7 @@ class Planted(NamedTuple):
     bias_N: Floats
     expected_N: Floats
     variance: float
-    crowd_R: NDArray[np.int64]
+    spread_RA: Floats
     action_RA2: Floats
 
 
@@ -93,8 +93,7 @@ def limits(run: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the run is unfinished, has no ranker, or is not of a twin as it was written.
     """
-    config, test = (_read(run / name) for name in ("config.json", "eval/test.json"))
-    config = from_mapping(config)
+    config, test = from_mapping(_read(run / "config.json")), _read(run / "eval" / "test.json")
     if "oracle" not in test:
         raise UserError(
             f"{run}/eval/test.json has no true probabilities: it is no run of a ranker on a synthetic twin."
@@ -104,8 +103,7 @@ def limits(run: Path) -> list[dict[str, Any]]:
     planted = plant(config, table)
     limit_RA = np.zeros(table.labels_RA.shape, np.float32)
     limit_RA[rows, 0] = known_users(planted, table, data.split.rows(Part.TRAIN), rows)
-    crowds = play_twin(config.data.kind, config.data.twin_rows, config.data.twin_seed).recipe.crowds
-    limit_RA[rows, 1:] = known_clicks(planted, crowds, table, data.split, rows)
+    limit_RA[rows, 1:] = known_clicks(planted, table, data.split, rows)
     found = scorer_results(
         Scorer("limit", None, lambda rows: limit_RA[rows]),
         table,
@@ -191,13 +189,14 @@ def plant(config: RunConfig, table: Interactions) -> Planted:
         bias_N,
         expected_N,
         float((bias_N - expected_N).var()),
-        np.concatenate([np.full(len(chunk.item_R), chunk.crowd) for chunk in chunks]),
-        np.concatenate([_intercepts(twin, chunk.crowd, len(chunk.item_R)) for chunk in chunks]),
+        _of_crowds(chunks, [np.array(crowd.propensity) for crowd in twin.recipe.crowds]),
+        _of_crowds(chunks, [solved.action_A2 for solved in twin.intercepts]),
     )
 
 
-def _intercepts(twin: Twin, crowd: int, rows: int) -> Floats:
-    return np.broadcast_to(twin.intercepts[crowd].action_A2, (rows, *twin.intercepts[crowd].action_A2.shape))
+def _of_crowds(chunks: Sequence[Chunk], values: Sequence[Floats]) -> Floats:
+    """The crowds' values, for each row."""
+    return np.concatenate([np.repeat(values[chunk.crowd][None], len(chunk.item_R), axis=0) for chunk in chunks])
 
 
 def known_users(planted: Planted, table: Interactions, train: NDArray[np.int64], rows: NDArray[np.int64]) -> Floats:
@@ -212,20 +211,17 @@ def known_users(planted: Planted, table: Interactions, train: NDArray[np.int64],
     return expit(others_R[rows] + bias_N[planted.item_R[rows]])
 
 
-def known_clicks(
-    planted: Planted, crowds: Sequence[Crowd], table: Interactions, split: Split, rows: NDArray[np.int64]
-) -> Floats:
+def known_clicks(planted: Planted, table: Interactions, split: Split, rows: NDArray[np.int64]) -> Floats:
     """P(action) [r, A] of like, share and follow of rows, in the order of `rows`, each given the labels of the user's rows before it."""
     result_RA = np.zeros((table.num_rows, len(ACTION_MATCH)))
     for user in tqdm(np.unique(table.user_R[rows]), desc="users' propensities", unit="user", leave=False):
         first, last = np.searchsorted(table.user_R, [user, user + 1])
         block = slice(first, last)
         scored_T = split.part_R[block] == Part.TEST
-        crowd = crowds[planted.crowd_R[first]]
         offset_TA2 = planted.action_RA2[block] + (ACTION_MATCH * planted.match_R[block, None])[..., None]
         labels_TA, click_T = table.labels_RA[block, 1:], table.labels_RA[block, 0]
         expected_TA = expected_actions(
-            np.array(crowd.propensity), offset_TA2, labels_TA, click_T, expit(planted.click_R[block]), scored_T
+            planted.spread_RA[first], offset_TA2, labels_TA, click_T, expit(planted.click_R[block]), scored_T
         )
         result_RA[np.flatnonzero(scored_T) + first] = expected_TA
     return result_RA[rows]
