@@ -254,7 +254,7 @@ def test_the_command_trains_validates_and_reads_the_test_part_once(
     printed = capsys.readouterr().out
     assert "\nclick gauc " in printed
     assert "\n0 of " in printed  # differences from itself
-    assert "not compared: retrieval: not both runs retrieve" in printed
+    assert "not compared: retrieval: not all runs retrieve" in printed
     # Another rival has a folder of its own.
     assert train.main([*command, "--config.ranking.train.epochs=3"]) == 2
     assert "config.ranking.train.epochs: 2 in the workdir, 3 now" in capsys.readouterr().err
