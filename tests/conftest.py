@@ -13,7 +13,7 @@ import pytest
 import short_training
 
 PROOF = "proof"
-LONG = ("test_kills.py", "test_worker_kills.py", "test_notebooks.py", "test_page.py")
+LONG = ("test_kills.py", "test_worker_kills.py", "test_notebooks.py", "test_page.py", "test_training.py")
 # Compiling is most of what these tests do, and their arrays are tiny: XLA's optimisations would cost more than they save.
 QUICK = "--xla_backend_optimization_level=0"
 # From 0.11.1 on XLA does not know this flag, and one that it does not know ends the process.
