@@ -116,5 +116,7 @@ def test_a_label_that_all_rows_share_has_that_rate_everywhere(rate: int) -> None
     assert abs(found.intercept_A[0]) == math.inf
     for rate_XA in found.rates():
         assert (rate_XA[:, 0] == rate).all()
-    # The other action is fitted as if it were alone.
+    # Alone it is no different, and the other action is fitted as if it were alone.
+    for rate_X1 in effects_of(user, item, label_TA[:, :1]).rates():
+        assert (rate_X1 == rate).all()
     np.testing.assert_allclose(found.user_UA[:, 1:], effects_of(user, item, label_T1).user_UA)

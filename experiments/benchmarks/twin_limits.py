@@ -5,7 +5,7 @@
 The true probabilities know what no log tells: how each item and each user is disposed. Here a scorer knows all that is planted but one
 kind of disposition, and of that one what the rows tell, by Bayes' rule with the true prior. No ranker can be expected above it:
 
-    click                 the items' biases are known from all training rows; users, tastes, matches and recency exactly
+    click                 the items' biases are the most probable ones given all training rows; users, tastes, matches and recency exact
     like, share, follow   the users' propensities to the three are known from all rows before the one that is scored; clicks, matches and
                           intercepts exactly
 

@@ -7,8 +7,7 @@ Command:   python experiments/launch.py --config=experiments/configs/ranking.py
 Hardware:  2 CPU cores, 4 GiB of memory
 Time:      27 minutes, while other work took much of the machine
 Expected:  the ranker's click AUC of .825 and GAUC of .757 above item rate and user rate (.80 and .71 together), intervals apart; AUC of
-           share .77 and follow .75;
-           experiments/RESULTS.md has more
+           share .77 and follow .75; experiments/RESULTS.md has more
 """
 
 from ml_collections import ConfigDict

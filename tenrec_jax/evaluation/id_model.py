@@ -104,7 +104,10 @@ class _Effects:
 
     def _sums(self, x_TA: Floats) -> Floats:
         """Sums over each id's rows."""
-        return np.stack([np.bincount(self._id_T, x_T, len(self.weight_WA)) for x_T in x_TA.T], axis=1)
+        sum_WA = np.empty_like(self.weight_WA)
+        for action, x_T in enumerate(x_TA.T):
+            sum_WA[:, action] = np.bincount(self._id_T, x_T, len(sum_WA))
+        return sum_WA
 
 
 def _covariance(weight_WA: Floats, posterior_WAA: Floats, prior_AA: Floats) -> Floats:
@@ -116,8 +119,7 @@ def _covariance(weight_WA: Floats, posterior_WAA: Floats, prior_AA: Floats) -> F
     root_AA, whiten_AA = _power(prior_AA, 0.5), _power(prior_AA, -0.5)
     seen_AA = whiten_AA @ (weight_WA.T @ weight_WA) @ whiten_AA
     determined_AA = (np.eye(len(prior_AA)) - whiten_AA @ posterior_WAA @ whiten_AA).sum(axis=0)
-    ratio_AA = _power(determined_AA, -0.5)
-    scale_AA = root_AA @ ratio_AA
+    scale_AA = root_AA @ _power(determined_AA, -0.5)
     return _power(scale_AA @ seen_AA @ scale_AA.T, 1.0)
 
 
