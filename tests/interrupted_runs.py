@@ -32,7 +32,8 @@ TRAINED = ("retrieval", "ranking")
 # What the clock and the number of attempts decide.
 OF_THE_CLOCK = {"seconds", "speed", "milliseconds", "test_opened"}
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
+# The last two are imported late by a run, and take seconds.
+CONTEXT.set_forkserver_preload([__name__, "matplotlib.backends.backend_svg", "tensorboardX"])
 
 
 class Lab:
@@ -47,8 +48,10 @@ class Lab:
         self.folder, self.random = folder, random.Random(seed)
         write_twin(folder / "log.csv", kind="qb_video", rows=ROWS, seed=0, progress=False)
         self.whole = folder / "whole"
-        # Read by JAX when the server of processes, which the first run starts, imports it.
+        # Read when the server of processes, which the first run starts, imports everything. Before Python 3.13 it looks for modules where
+        # the environment says, not where this process does.
         variables = {
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT)]),
             "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
