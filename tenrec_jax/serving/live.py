@@ -121,14 +121,15 @@ class Live:
         await asyncio.wait([replacing])
         # Whatever is wrong with the new one, the old one goes on answering.
         error = replacing.exception()
-        self._metrics.refused.set(error is not None)
         if error is not None:
+            self._metrics.refused.set(1)
             self._metrics.swaps.labels("refused").inc()
             LOG.error("the recommender now in %s is refused, version %s stays: %s", directory, self.recommender.version,
                       error, exc_info=None if isinstance(error, UserError | OSError) else error)  # fmt: skip
 
     async def _replaced(self, batcher: Batcher, directory: Path) -> None:
         new = await asyncio.to_thread(self._loaded, directory)
+        self._metrics.refused.set(0)  # before it answers: nobody sees the new version refused
         if new.version != self.recommender.version:
             await batcher.change(lambda: self._take_over(new, directory))
             self._metrics.swaps.labels("done").inc()
