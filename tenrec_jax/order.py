@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import logsumexp
 
 from tenrec_jax.retrieval.hits import Floats, Ids
 from tenrec_jax.settings import Fraction, NonNegative, Settings
@@ -113,19 +112,23 @@ def _fitted(
 ) -> tuple[float, list[float]]:
     """The smallest loss, and the powers (a, b, c, d) that have it."""
     default = np.array([1.0, 1.0, 0.0, 0.0])
-    telling = [
-        (_terms(each), hit, count) for each, hit, count in zip(signals, clicked, log_count, strict=True) if hit.any()
-    ]
+    # Of all users end to end, R rows: those of user u from first_U[u] on.
+    telling = [place for place, hit_C in enumerate(clicked) if hit_C.any()]
+    size_U = np.array([len(clicked[place]) for place in telling], int)
+    first_U = np.cumsum(size_U) - size_U
+    term_R4 = np.concatenate([np.zeros((0, 4)), *(_terms(signals[place]) for place in telling)])
+    hit_R, log_count_R = (np.concatenate([[], *(each[place] for place in telling)]) for each in (clicked, log_count))
+    targets_U, taken_4 = np.add.reduceat(hit_R, first_U), hit_R @ term_R4
 
     def loss_and_gradient(power_4: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        loss, gradient_4 = PRECISION / 2 * ((power_4 - default) ** 2).sum(), PRECISION * (power_4 - default)
-        for term_C4, hit_C, log_count_C in telling:
-            score_C = term_C4 @ power_4
-            counted_C, targets = score_C + log_count_C, hit_C.sum()
-            total = logsumexp(counted_C)
-            loss += targets * total - score_C[hit_C].sum()
-            gradient_4 = gradient_4 + targets * (np.exp(counted_C - total) @ term_C4) - term_C4[hit_C].sum(axis=0)
-        return float(loss), gradient_4
+        counted_R = term_R4 @ power_4 + log_count_R
+        largest_U = np.maximum.reduceat(counted_R, first_U)
+        odds_R = np.exp(counted_R - np.repeat(largest_U, size_U))
+        sum_U = np.add.reduceat(odds_R, first_U)
+        loss = targets_U @ (np.log(sum_U) + largest_U) - taken_4 @ power_4
+        gradient_4 = (odds_R * np.repeat(targets_U / sum_U, size_U)) @ term_R4 - taken_4
+        apart_4 = power_4 - default
+        return float(loss + PRECISION / 2 * apart_4 @ apart_4), gradient_4 + PRECISION * apart_4
 
     bounds = [(LEAST_WORTH, None), *[(0.0, None)] * 3]
     found = minimize(loss_and_gradient, default, jac=True, method="L-BFGS-B", bounds=bounds)

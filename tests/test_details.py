@@ -112,7 +112,7 @@ class ForHalf(NamedTuple):
     """Co-visits that speak for every second item, the more the fewer events there are and the less is forgotten."""
 
     def scores(self, item_S, clicked_S, item_C, decay):
-        return np.where(item_C % 2, np.float32(0.01 * decay / (1 + len(item_S) + clicked_S.sum())), np.float32(0))
+        return np.where(item_C % 2 == 0, np.float32(0.01 * decay / (1 + len(item_S) + clicked_S.sum())), np.float32(0))
 
     def clicks(self, item_C):
         return item_C % 5
@@ -148,7 +148,7 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, 
         nearest = sorted(fresh, key=lambda item: -vectors[item - 1] @ query)
 
         def score(item, query=query, events=events):
-            near = 0.009 / (1 + events) if co_visits and item % 2 else 0.0
+            near = 0.009 / (1 + events) if co_visits and item % 2 == 0 else 0.0
             often = (1 + item % 5) ** 0.3 if co_visits else 1.0
             odds = np.exp(0.6 * (vectors[item - 1] @ query)) * (1 + near / FLOOR) ** 0.5 * often
             return worth_N1[item] * odds**weight if ranked else odds
@@ -194,7 +194,7 @@ def test_the_order_is_fitted_on_what_users_clicked_among_what_it_orders(ranked, 
             lists.append(Signals(vectors[ordered - 1] @ query, worth_C, near_C, ordered % 5))
         clicked.append(np.isin(ordered, list(targets)))
     expected = fit_order(signals, clicked, [np.zeros(len(hit)) for hit in clicked])
-    assert expected != Order()
+    assert expected.co_visits > 0
     # With so many draws that each item is drawn, each stands for itself.
     monkeypatch.setattr(two_stage, "FIT_DRAWS", 2000)
     found = two_stage.fitted_order(second, queries, vectors, index, 9, seed=0)
