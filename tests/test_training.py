@@ -23,9 +23,9 @@ from tenrec_jax.data.spectral import spectral_item_vectors
 from tenrec_jax.data.synthetic import write_twin
 from tenrec_jax.evaluation.id_model import id_effects
 from tenrec_jax.models.blocks import EncoderConfig
+from tenrec_jax.models.compiled import probabilities_after
 from tenrec_jax.models.features import FeatureConfig
 from tenrec_jax.models.heads import HeadsConfig
-from tenrec_jax.models.ranker import Ranker
 from tenrec_jax.parameters import assembled, named
 from tenrec_jax.run_data import RunData
 from tenrec_jax.stages import METRICS
@@ -235,7 +235,6 @@ def test_a_held_out_row_is_predicted_from_what_its_protocol_lets_it_see(protocol
     noise = iter(jax.random.split(jax.random.key(1), 100))
     parameters = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(noise), x.shape), task.init(jax.random.key(0)))
     probability_RA = data.ranking_evaluator(Part.TEST).run(task.graphdef, parameters)
-    ranker: Ranker = nnx.merge(task.graphdef, parameters)
     seen = (Part.TRAIN,) if protocol == "official_ctr" else tuple(Part)[1:]
     checked = 0
     for row in data.split.rows(Part.TEST):
@@ -252,8 +251,8 @@ def test_a_held_out_row_is_predicted_from_what_its_protocol_lets_it_see(protocol
             mask=(np.arange(13) < len(before))[None],
         )
         item, category = data.trained.item[table.item_R[[row]]], table.items.category[table.item_R[[row]]]
-        logit_A = ranker.score(ranker.extend(ranker.start(profile), events), item[None], category[None])[0, 0]
-        np.testing.assert_allclose(probability_RA[row], jax.nn.sigmoid(logit_A), atol=1e-5)
+        alone_11A = probabilities_after(task.graphdef, parameters, profile, events, item[None], category[None])
+        np.testing.assert_allclose(probability_RA[row], alone_11A[0, 0], atol=1e-5)
         checked += 1
         if checked == 25:
             break
