@@ -37,7 +37,7 @@ from tenrec_jax.retrieval.index import ItemIndex, load_index
 from tenrec_jax.sealed import FILES, KIND, VERSION, Kind, check_files, read_manifest_of, require_types
 from tenrec_jax.sealed import seal as seal_folder
 
-FORMAT_VERSION, MANIFEST = 5, "manifest.json"
+FORMAT_VERSION, MANIFEST = 6, "manifest.json"
 REMEDY = "Copy it again, or make it again."
 RETRIEVAL_WEIGHTS, RANKING_WEIGHTS, INDEX = "retrieval.safetensors", "ranking.safetensors", "index"
 CO_VISITS, ORDER = "co_visits.safetensors", "order.json"

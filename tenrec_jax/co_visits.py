@@ -1,5 +1,5 @@
-"""Co-visits: what stands behind what in the training timelines, and how much a user's latest clicks therefore speak for a candidate; and
-how often each item was clicked at all.
+"""Co-visits: what stands behind what in the training timelines, and how much a user's latest clicks therefore speak for a candidate; how
+often each item was clicked at all; and how much more of a candidate's subject the user is shown than others are.
 
 A model of low rank blurs what a table of pairs keeps: that these two items, of all, are taken one after the other. So the counts know
 something that the two-tower does not, and the other way round. It is the oldest of recommenders (Linden, Smith and York, 2003,
@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.sparse import coo_array
 
 from tenrec_jax.data.interactions import Interactions
-from tenrec_jax.data.neighbours import followers
+from tenrec_jax.data.neighbours import followers, item_subjects
 from tenrec_jax.errors import UserError
 from tenrec_jax.files import written_whole
 from tenrec_jax.retrieval.hits import Floats, Ids
@@ -25,6 +25,9 @@ WINDOW = 10  # places behind an item that count
 BACKWARD = 0.2  # what standing before an item counts, of what standing behind it does
 PRIOR = 5.0  # co-visits with nothing, so that little is made of rare items
 HISTORY = 128  # latest events of a user that speak
+SUBJECT_PRIOR = 10.0  # events of everybody's subjects that each user is taken to have seen as well
+
+_NAMES = ("item", "weight", "clicks", "subject", "share")  # of the arrays in the file
 
 
 class CoVisits(NamedTuple):
@@ -34,11 +37,15 @@ class CoVisits(NamedTuple):
         item_NK: of each of the items 0..N the K that belong to it most, int32 [N + 1, K]; 0 where there are fewer.
         weight_NK: how much, float32 [N + 1, K]; see `count_co_visits`.
         clicks_N: training clicks of each item, int32 [N + 1].
+        subject_N: subject of each item, int32 [N + 1], 0 where it has none; see `item_subjects`.
+        share_K: of the training rows with a subject, the share of each, float32 [K + 1].
     """
 
     item_NK: Ids
     weight_NK: Floats
     clicks_N: Ids
+    subject_N: Ids
+    share_K: Floats
 
     def scores(self, item_S: Ids, clicked_S: NDArray[np.bool_], item_C: Ids, decay: float) -> Floats:
         """What a user's events say for candidates: the sum over the clicked ones of `decay^age * weight`, [C].
@@ -64,12 +71,32 @@ class CoVisits(NamedTuple):
 
     def clicks(self, item_C: Ids) -> Ids:
         """Training clicks of dense items [C]; none of those that were added to the catalogue."""
-        return np.where(item_C < len(self.clicks_N), self.clicks_N[np.minimum(item_C, len(self.clicks_N) - 1)], 0)
+        return _of_items(self.clicks_N, item_C)
+
+    def subjects(self, item_S: Ids, item_C: Ids) -> Floats:
+        """How many times as much of a candidate's subject the user is shown as all users are, [C].
+
+        Where n_k of the user's n latest events have the candidate's subject k, whose share of all rows is p_k, it is
+        `(n_k + SUBJECT_PRIOR * p_k) / ((n + SUBJECT_PRIOR) * p_k)`: the mean of the user's own share under a Dirichlet prior, over p_k.
+        It is 1 of items without a subject.
+
+        Args:
+            item_S: dense ids of the user's events, clicked or not, oldest first, of which the last `HISTORY` are read.
+            item_C: dense ids of the candidates.
+        """
+        of_events_S, of_candidates_C = _of_items(self.subject_N, item_S[-HISTORY:]), _of_items(self.subject_N, item_C)
+        count_K = np.bincount(of_events_S, minlength=len(self.share_K)).astype(np.float32)
+        count_K[0] = 0
+        more_K = np.ones(len(self.share_K), np.float32)
+        seen_K = self.share_K > 0
+        expected_K = (count_K.sum() + np.float32(SUBJECT_PRIOR)) * self.share_K[seen_K]
+        more_K[seen_K] = (count_K[seen_K] + np.float32(SUBJECT_PRIOR) * self.share_K[seen_K]) / expected_K
+        return more_K[of_candidates_C]
 
     def save(self, path: Path) -> None:
         """Write them as safetensors."""
         with written_whole(path) as temporary:
-            save_file({"item": self.item_NK, "weight": self.weight_NK, "clicks": self.clicks_N}, temporary)
+            save_file(dict(zip(_NAMES, self, strict=True)), temporary)
 
     @classmethod
     def load(cls, path: Path) -> "CoVisits":
@@ -80,25 +107,37 @@ class CoVisits(NamedTuple):
         """
         try:
             arrays = load_file(path)
-            found = cls(arrays["item"], arrays["weight"], arrays["clicks"])
+            found = cls(*(arrays[name] for name in _NAMES))
         except (SafetensorError, OSError, KeyError) as error:
             raise UserError(f"{path} cannot be read as co-visits: {error}.") from error
-        if found.item_NK.shape != found.weight_NK.shape or found.item_NK.shape[:1] != found.clicks_N.shape:
-            raise UserError(f"{path} cannot be read as co-visits: item and weight must be [N + 1, K], clicks [N + 1].")
+        if found.item_NK.shape != found.weight_NK.shape or not (
+            found.item_NK.shape[:1] == found.clicks_N.shape == found.subject_N.shape
+        ):
+            raise UserError(
+                f"{path} cannot be read as co-visits: item and weight must be [N + 1, K], clicks and subject [N + 1]."
+            )
+        if not 0 <= found.subject_N.min() <= found.subject_N.max() < len(found.share_K):
+            raise UserError(f"{path} cannot be read as co-visits: an item's subject has no share.")
         return found
 
 
 def counted(
     co_visits: CoVisits | None, item_S: Ids, clicked_S: NDArray[np.bool_], item_C: Ids, decay: float
-) -> tuple[Floats, Ids]:
-    """Co-visits and training clicks of candidates, [C] each, after a user's events as `CoVisits.scores` has them; zeros where there are no
-    co-visits."""
+) -> tuple[Floats, Ids, Floats]:
+    """Co-visits, training clicks and subjects of candidates, [C] each, after a user's events as `CoVisits.scores` has them; zeros, zeros
+    and ones where there are no co-visits."""
     if co_visits is None:
-        return np.zeros(len(item_C), np.float32), np.zeros(len(item_C), np.int32)
-    return co_visits.scores(item_S, clicked_S, item_C, decay), co_visits.clicks(item_C)
+        return np.zeros(len(item_C), np.float32), np.zeros(len(item_C), np.int32), np.ones(len(item_C), np.float32)
+    counts_C = co_visits.scores(item_S, clicked_S, item_C, decay)
+    return counts_C, co_visits.clicks(item_C), co_visits.subjects(item_S, item_C)
 
 
-def count_co_visits(table: Interactions, rows: NDArray[np.integer], neighbours: int) -> CoVisits:
+def _of_items(value_N: Ids, item_C: Ids) -> Ids:
+    """Values of dense items [C]; 0 of those that were added to the catalogue."""
+    return np.where(item_C < len(value_N), value_N[np.minimum(item_C, len(value_N) - 1)], 0)
+
+
+def count_co_visits(table: Interactions, rows: NDArray[np.integer], neighbours: int, *, seed: int) -> CoVisits:
     """The co-visits of a log.
 
     With `F_ij` how often item j follows i (`neighbours.followers`, over `WINDOW` places), `A = F + BACKWARD F'`, `r_i` the sum of its row
@@ -109,8 +148,10 @@ def count_co_visits(table: Interactions, rows: NDArray[np.integer], neighbours: 
     the share of j in what stands near i, less for what stands near everything; the mean is over the items that occur.
 
     Args:
-        table: the log. rows: its training rows, ascending, clicked or not: what is shown in a row has a subject too.
+        table: the log. rows: its training rows, ascending, clicked or not: what is shown in a row has a subject too. In a log of clicks
+            alone no item has one: retrieval has learned from the same events, in full, and places on the first ten are lost by them.
         neighbours: K, kept of each item.
+        seed: of the subjects.
     """
     follows_NN = followers(table, rows, WINDOW)
     near_NN = coo_array(follows_NN + BACKWARD * follows_NN.T)
@@ -128,4 +169,8 @@ def count_co_visits(table: Interactions, rows: NDArray[np.integer], neighbours: 
     weight_NK[row[kept], place[kept]] = weight[order[kept]]
     clicked = rows[table.labels_RA[rows, 0] > 0]
     clicks_N = np.bincount(table.item_R[clicked], minlength=len(item_NK)).astype(np.int32)
-    return CoVisits(item_NK, weight_NK, clicks_N)
+    subject_N = item_subjects(table, rows, seed=seed) if table.has_exposures else np.zeros(len(item_NK), np.int32)
+    rows_K = np.bincount(subject_N[table.item_R[rows]], minlength=subject_N.max() + 1)
+    rows_K[0] = 0
+    share_K = (rows_K / max(rows_K.sum(), 1)).astype(np.float32)
+    return CoVisits(item_NK, weight_NK, clicks_N, subject_N, share_K)

@@ -118,8 +118,9 @@ class RankingConfig(Settings):
     Attributes:
         enabled: train a ranker; off where no exposures without a click are logged: then there is nothing true to learn a click probability
             from.
-        co_visits: neighbours kept of each item (`tenrec_jax.co_visits`); with them, what retrieval, the ranker and co-visits say has a part
-            in the order that is fitted on the validation part (`tenrec_jax.order`). 0 does without: the order is that of `serving.rules`.
+        co_visits: neighbours kept of each item (`tenrec_jax.co_visits`); with them, what retrieval, the ranker, co-visits, popularity and
+            subjects say has a part in the order that is fitted on the validation part (`tenrec_jax.order`). 0 does without: the order is
+            that of `serving.rules`.
         model, train: see their classes.
         events_per_batch: events in a batch, padding counted.
         unknown_rate: share of users and of the rows' items made unknown while training, the rarer items before the others

@@ -254,7 +254,9 @@ class Pipeline:
             order.unlink(missing_ok=True)
             return
         data, part = self._data, Part.VALIDATION
-        counts = count_co_visits(data.table, data.split.rows(Part.TRAIN), self.config.ranking.co_visits)
+        counts = count_co_visits(
+            data.table, data.split.rows(Part.TRAIN), self.config.ranking.co_visits, seed=self.config.seed
+        )
         counts.save(co_visits)
         models, evaluator = dataclasses.replace(self._trained, co_visits=counts), data.retrieval_evaluator(part, 0)
         fitted = fitted_order(
@@ -267,9 +269,9 @@ class Pipeline:
         )
         write_json(order, dataclasses.asdict(fitted))
         logger.info(
-            "order of candidates: retrieval's odds to the power of %.2f, co-visits' to %.2f, popularity's to %.2f; "
+            "order of candidates: retrieval's odds to the power of %.2f, co-visits' to %.2f, popularity's to %.2f, subjects' to %.2f; "
             "of what an event says by co-visits, each one after it leaves %g",
-            *(fitted.retrieval, fitted.co_visits, fitted.popularity, fitted.decay),
+            *dataclasses.astuple(fitted),
         )
 
     def _run_validate(self) -> None:

@@ -19,8 +19,8 @@ class Candidates(NamedTuple):
     """Candidates in order.
 
     Shapes: item [C], dense ids; category [C], 0 where missing; retrieval [C], inner products of query and item; probability [C, A], A = 0
-    where there is no ranker; co_visits and clicks [C], zeros where there are none; score [C], what orders them; explored [C], True where
-    chance chose them.
+    where there is no ranker; co_visits and clicks [C], zeros where there are none; subjects [C], ones there; score [C], what orders them;
+    explored [C], True where chance chose them.
     """
 
     item_C: Ids
@@ -29,6 +29,7 @@ class Candidates(NamedTuple):
     probability_CA: Floats
     co_visits_C: Floats
     clicks_C: Ids
+    subjects_C: Floats
     score_C: Floats
     explored_C: np.ndarray
 
@@ -58,9 +59,8 @@ def by_worth(
     worth_C = None
     if candidates.probability_CA.shape[1]:
         worth_C = candidates.probability_CA @ np.asarray(values.of(actions), np.float32)
-    score_C = fused(
-        order, Signals(candidates.retrieval_C, worth_C, candidates.co_visits_C, candidates.clicks_C), weight
-    )
+    counts = candidates.co_visits_C, candidates.clicks_C, candidates.subjects_C
+    score_C = fused(order, Signals(candidates.retrieval_C, worth_C, *counts), weight)
     return candidates._replace(score_C=score_C).at(np.argsort(-score_C, kind="stable"))
 
 

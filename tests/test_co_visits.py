@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenrec_jax.co_visits import BACKWARD, HISTORY, PRIOR, WINDOW, CoVisits, count_co_visits
+from tenrec_jax.co_visits import BACKWARD, HISTORY, PRIOR, SUBJECT_PRIOR, WINDOW, CoVisits, count_co_visits
 from tenrec_jax.data.ingest import ingest
 from tenrec_jax.data.interactions import Interactions, open_table
 from tenrec_jax.errors import UserError
@@ -50,7 +50,7 @@ def test_weights_are_those_counted_pair_by_pair_and_the_largest_are_kept(table: 
     rows = np.arange(table.num_rows - 7)
     expected = weights_by_hand(table, rows)
     for neighbours in (1, 4, ITEMS + 5):
-        found = count_co_visits(table, rows, neighbours)
+        found = count_co_visits(table, rows, neighbours, seed=0)
         assert found.item_NK.shape == found.weight_NK.shape == (table.num_items + 1, neighbours)
         for item, (near_K, weight_K) in enumerate(zip(found.item_NK, found.weight_NK, strict=True)):
             best = np.sort(expected[item])[::-1][:neighbours]
@@ -62,8 +62,13 @@ def test_weights_are_those_counted_pair_by_pair_and_the_largest_are_kept(table: 
 
 def random_co_visits(random: np.random.Generator, items: int, neighbours: int) -> CoVisits:
     item_NK = np.stack([random.permutation(items)[:neighbours] + 1 for _ in range(items + 1)]).astype(np.int32)
-    clicks_N = random.integers(0, 50, items + 1, dtype=np.int32)
-    return CoVisits(item_NK, random.random(item_NK.shape, np.float32), clicks_N)
+    clicks_N, subject_N = (
+        random.integers(0, 50, items + 1, dtype=np.int32),
+        random.integers(0, 4, items + 1, dtype=np.int32),
+    )
+    # The last subject has no item of its own in the training rows.
+    share_K = np.array([0, *random.dirichlet(np.ones(3)), 0], np.float32)
+    return CoVisits(item_NK, random.random(item_NK.shape, np.float32), clicks_N, subject_N, share_K)
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,19 +99,63 @@ def test_a_score_is_the_decayed_sum_of_the_clicked_events_weights(
         np.testing.assert_allclose(mirror.CoVisits(*arrays).scores(*asked, decay), found, rtol=1e-5, atol=1e-6)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, HISTORY + 8), st.integers(0, 12))
+def test_subjects_are_shares_of_what_is_shown_over_those_of_all(seed: int, events: int, candidates: int) -> None:
+    random = np.random.default_rng(seed)
+    co_visits = random_co_visits(random, 12, 3)
+    item_S, item_C = (
+        random.integers(1, 15, events).astype(np.int32),
+        random.integers(1, 15, candidates).astype(np.int32),
+    )
+    subject = [*co_visits.subject_N.tolist(), 0, 0]  # the two last items were added after training
+    seen = [subject[item] for item in item_S[-HISTORY:] if subject[item]]
+    expected = []
+    for item in item_C:
+        share, count = float(co_visits.share_K[subject[item]]), seen.count(subject[item])
+        # As if each user had seen so many events more, of everybody's subjects.
+        more = (count + SUBJECT_PRIOR * share) / (len(seen) + SUBJECT_PRIOR) / share if subject[item] else 1.0
+        expected.append(more)
+    found = co_visits.subjects(item_S, item_C)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    if max(*item_S, *item_C, 0, 0) <= 12:
+        there = mirror.CoVisits(*map(torch.from_numpy, co_visits))
+        found_there = there.subjects(
+            torch.from_numpy(item_S.astype(np.int64)), torch.from_numpy(item_C.astype(np.int64))
+        )
+        np.testing.assert_allclose(found_there, found, rtol=1e-6)
+
+
+def test_shares_of_subjects_are_those_of_the_given_rows(table: Interactions) -> None:
+    rows = np.arange(table.num_rows - 7)
+    found = count_co_visits(dataclasses.replace(table, has_exposures=True), rows, 3, seed=0)
+    subject_R = found.subject_N[table.item_R[rows]]
+    assert found.share_K[0] == 0
+    assert len(found.share_K) == subject_R.max() + 1 > 2
+    for subject, share in enumerate(found.share_K[1:], 1):
+        assert share == pytest.approx((subject_R == subject).sum() / (subject_R > 0).sum())
+
+
+def test_a_log_of_clicks_alone_has_no_subjects(table: Interactions) -> None:
+    found = count_co_visits(table, np.arange(table.num_rows), 3, seed=0)
+    item_N = np.arange(table.num_items + 1, dtype=np.int32)
+    np.testing.assert_array_equal(found.subjects(item_N[1:9], item_N), 1)
+
+
 def random_signals(random: np.random.Generator, *, ranked: bool, size: int = 20) -> Signals:
     worth_C = random.random(size).astype(np.float32) if ranked else None
     co_visits_C = (random.random(size) * (random.random(size) < 0.4)).astype(np.float32)
     clicks_C = random.integers(0, 100, size, dtype=np.int32)
-    return Signals(3 * random.normal(size=size).astype(np.float32), worth_C, co_visits_C, clicks_C)
+    subjects_C = random.uniform(0.2, 5, size).astype(np.float32)
+    return Signals(3 * random.normal(size=size).astype(np.float32), worth_C, co_visits_C, clicks_C, subjects_C)
 
 
 @pytest.mark.parametrize("ranked", [True, False])
 def test_candidates_are_ordered_by_the_product_of_what_is_known_of_them(ranked: bool) -> None:
     signals = random_signals(np.random.default_rng(1), ranked=ranked)
-    order = Order(retrieval=0.7, co_visits=0.4, popularity=0.2)
+    order = Order(retrieval=0.7, co_visits=0.4, popularity=0.2, subjects=0.6)
     worth_C = np.ones(20) if signals.worth_C is None else signals.worth_C
-    counted_C = (1 + signals.co_visits_C / FLOOR) ** 0.4 * (1.0 + signals.clicks_C) ** 0.2
+    counted_C = (1 + signals.co_visits_C / FLOOR) ** 0.4 * (1.0 + signals.clicks_C) ** 0.2 * signals.subjects_C**0.6
     product_C = worth_C * np.exp(0.7 * signals.retrieval_C) * counted_C
     found_C = fused(order, signals)
     np.testing.assert_array_equal(np.argsort(found_C), np.argsort(product_C))
@@ -125,7 +174,7 @@ def test_candidates_are_ordered_by_the_product_of_what_is_known_of_them(ranked: 
 
 @pytest.mark.parametrize("ranked", [True, False])
 def test_fitted_powers_are_those_that_choices_were_drawn_from(ranked: bool) -> None:
-    random, planted = np.random.default_rng(2), Order(retrieval=1.2, co_visits=0.4, popularity=0.3, decay=0.9)
+    random, planted = np.random.default_rng(2), Order(1.2, co_visits=0.4, popularity=0.3, subjects=0.5, decay=0.9)
     signals = [random_signals(random, ranked=ranked) for _ in range(5000)]
     clicked = []
     for each in signals:
@@ -144,19 +193,19 @@ def test_no_other_powers_have_a_smaller_loss() -> None:
     clicked = [random.random(20) < 0.1 for _ in signals]  # several, or none
     count = [np.where(hit, 1, random.integers(1, 9, 20)) for hit in clicked]
 
-    def loss(a: float, b: float, c: float, d: float) -> float:
-        total = PRECISION / 2 * ((a - 1) ** 2 + (b - 1) ** 2 + c**2 + d**2)
+    def loss(a: float, b: float, c: float, d: float, e: float) -> float:
+        total = PRECISION / 2 * ((a - 1) ** 2 + (b - 1) ** 2 + c**2 + d**2 + e**2)
         for each, hit_C, n_C in zip(signals, clicked, count, strict=True):
             assert each.worth_C is not None
             odds_C = each.worth_C**a * np.exp(b * each.retrieval_C) * (1 + each.co_visits_C / FLOOR) ** c
-            odds_C = odds_C * (1.0 + each.clicks_C) ** d
+            odds_C = odds_C * (1.0 + each.clicks_C) ** d * each.subjects_C**e
             total -= float(np.log(odds_C[hit_C] / (n_C * odds_C).sum()).sum())
         return total
 
-    found, axis = fit_order({1.0: signals}, clicked, [np.log(n) for n in count]), np.linspace(LEAST_WORTH, 1.5, 12)
-    few = (0.0, 0.05, 0.1, 0.2)
-    best_of_all = min(loss(a, b, c, d) for a in axis for b in axis for c in few for d in few)
-    powers = found.retrieval, found.co_visits, found.popularity
+    found, axis = fit_order({1.0: signals}, clicked, [np.log(n) for n in count]), np.linspace(LEAST_WORTH, 1.5, 8)
+    few = (0.0, 0.1, 0.2)
+    best_of_all = min(loss(*powers) for powers in itertools.product(axis, axis, few, few, few))
+    powers = found.retrieval, found.co_visits, found.popularity, found.subjects
     on_the_ray = (loss(a, *(a * power for power in powers)) for a in np.linspace(LEAST_WORTH, 1.5, 60))
     assert min(on_the_ray) <= best_of_all + 1e-2
 
@@ -164,7 +213,9 @@ def test_no_other_powers_have_a_smaller_loss() -> None:
 def test_draws_stand_for_the_rest_of_the_catalogue() -> None:
     random = np.random.default_rng(7)
     signals = [random_signals(random, ranked=False, size=300) for _ in range(300)]
-    clicked = [np.arange(300) == random.choice(300, p=_softmax(fused(Order(0.9, 0.3, 0.2), each))) for each in signals]
+    clicked = [
+        np.arange(300) == random.choice(300, p=_softmax(fused(Order(0.9, 0.3, 0.2, 0.1), each))) for each in signals
+    ]
     whole = fit_order({0.8: signals}, clicked, [np.zeros(300)] * 300)
     drawn, hits, counts = [], [], []
     for each, hit_C in zip(signals, clicked, strict=True):
@@ -204,7 +255,7 @@ def test_the_decay_is_the_one_that_choices_were_drawn_with() -> None:
             known = random_signals(random, ranked=False, size=ITEMS)
             for decay, lists in signals.items():
                 lists.append(known._replace(co_visits_C=co_visits.scores(item_S, all_S, item_C, decay)))
-            odds_C = _softmax(fused(Order(1.0, 2.0, 0.0), signals[planted][-1]))
+            odds_C = _softmax(fused(Order(1.0, 2.0), signals[planted][-1]))
             clicked.append(np.arange(ITEMS) == random.choice(ITEMS, p=odds_C))
         assert fit_order(signals, clicked, [np.zeros(ITEMS)] * 1000).decay == planted
 
@@ -212,18 +263,22 @@ def test_the_decay_is_the_one_that_choices_were_drawn_with() -> None:
 def test_files_come_back_and_others_are_refused(tmp_path: Path) -> None:
     co_visits, path, order = random_co_visits(np.random.default_rng(5), 6, 3), tmp_path / "pairs", tmp_path / "order"
     co_visits.save(path)
-    write_json(order, dataclasses.asdict(Order(0.2, 0.3, 0.4, 0.9)))
+    write_json(order, dataclasses.asdict(Order(0.2, 0.3, 0.4, 0.5, 0.9)))
     for found in (CoVisits.load(path), mirror.CoVisits.load(path)):
         for one, other in zip(found, co_visits, strict=True):
             np.testing.assert_array_equal(one, other)
-    assert mirror.Order.load(order) == mirror.Order(0.2, 0.3, 0.4, 0.9)
+    assert mirror.Order.load(order) == mirror.Order(0.2, 0.3, 0.4, 0.5, 0.9)
     for wrong in ({"retrieval": -1}, {"decay": 1.5}):
-        write_json(order, {"retrieval": 1, "co_visits": 0, "popularity": 0, "decay": 1} | wrong)
+        write_json(order, dataclasses.asdict(Order()) | wrong)
         with pytest.raises(MirrorError, match="a power is negative"):
             mirror.Order.load(order)
     co_visits._replace(weight_NK=co_visits.weight_NK[:2]).save(path)
     for kind, error in ((CoVisits, UserError), (mirror.CoVisits, MirrorError)):
         with pytest.raises(error, match="cannot be read as co-visits: item"):
+            kind.load(path)
+    co_visits._replace(share_K=co_visits.share_K[:2], subject_N=np.full(7, 2, np.int32)).save(path)
+    for kind, error in ((CoVisits, UserError), (mirror.CoVisits, MirrorError)):
+        with pytest.raises(error, match="cannot be read as co-visits: an item's subject"):
             kind.load(path)
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read as co-visits"):

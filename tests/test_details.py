@@ -117,6 +117,9 @@ class ForHalf(NamedTuple):
     def clicks(self, item_C):
         return item_C % 5
 
+    def subjects(self, item_S, item_C):
+        return 1.0 + item_C % 7 * len(item_S)
+
 
 @pytest.mark.parametrize(
     ("exclude_seen", "weight", "ranked", "co_visits"),
@@ -132,7 +135,7 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, 
     vectors, queries = generator.normal(size=(29, 3)), generator.normal(size=(len(evaluator.users), 3))
     items = np.arange(1, 30, dtype=np.int32)
     index, worth_N1 = build_index(vectors, items, IndexConfig(kind="exact")), generator.random(30)
-    order = Order(retrieval=0.6, co_visits=0.5, popularity=0.3, decay=0.9)
+    order = Order(retrieval=0.6, co_visits=0.5, popularity=0.3, subjects=0.2, decay=0.9)
     second = two_stage.SecondStage(
         evaluator, ByNumber(worth_N1) if ranked else None, ForHalf() if co_visits else None, order, weight
     )
@@ -142,14 +145,15 @@ def test_both_stages_together_find_what_brute_force_finds(exclude_seen, weight, 
     for user, query in zip(evaluator.users, queries, strict=True):
         targets = [TABLE.item_R[row] for row in ROWS if TABLE.user_R[row] == user and TABLE.labels_RA[row, 0]]
         rows = [row for row in TRAIN if TABLE.user_R[row] == user]
-        events = len(rows[-8:]) + sum(TABLE.labels_RA[row, 0] for row in rows[-8:])
+        length = len(rows[-8:])
+        events = length + sum(TABLE.labels_RA[row, 0] for row in rows[-8:])
         seen = {TABLE.item_R[row] for row in rows} if exclude_seen else set()
         fresh = [item for item in items if item not in seen]
         nearest = sorted(fresh, key=lambda item: -vectors[item - 1] @ query)
 
-        def score(item, query=query, events=events):
+        def score(item, query=query, length=length, events=events):
             near = 0.009 / (1 + events) if co_visits and item % 2 == 0 else 0.0
-            often = (1 + item % 5) ** 0.3 if co_visits else 1.0
+            often = (1 + item % 5) ** 0.3 * (1 + item % 7 * length) ** 0.2 if co_visits else 1.0
             odds = np.exp(0.6 * (vectors[item - 1] @ query)) * (1 + near / FLOOR) ** 0.5 * often
             return worth_N1[item] * odds**weight if ranked else odds
 
@@ -191,7 +195,8 @@ def test_the_order_is_fitted_on_what_users_clicked_among_what_it_orders(ranked, 
         worth_C = worth_N1[ordered] if ranked else None
         for decay, lists in signals.items():
             near_C = ForHalf().scores(np.zeros(len(rows[-8:])), TABLE.labels_RA[rows[-8:], 0], ordered, decay)
-            lists.append(Signals(vectors[ordered - 1] @ query, worth_C, near_C, ordered % 5))
+            subjects_C = ForHalf().subjects(rows[-8:], ordered)
+            lists.append(Signals(vectors[ordered - 1] @ query, worth_C, near_C, ordered % 5, subjects_C))
         clicked.append(np.isin(ordered, list(targets)))
     expected = fit_order(signals, clicked, [np.zeros(len(hit)) for hit in clicked])
     assert expected.co_visits > 0

@@ -1,13 +1,17 @@
-"""The start of item embeddings from neighbours."""
+"""The start of item embeddings from neighbours, and the subjects."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import adjusted_rand_score
 
 from tenrec_jax.data.ingest import ingest
 from tenrec_jax.data.interactions import Interactions, open_table
-from tenrec_jax.data.neighbours import SMOOTHING, WINDOW, neighbour_item_vectors
+from tenrec_jax.data.neighbours import ITEMS_A_SUBJECT, SMOOTHING, WINDOW, item_subjects, neighbour_item_vectors
 from tenrec_jax.errors import UserError
 
 SUBJECTS, ITEMS = 4, 10
@@ -70,3 +74,31 @@ def test_the_same_seed_gives_the_same_vectors(table: Interactions) -> None:
 def test_a_width_beyond_the_items_is_refused(table: Interactions) -> None:
     with pytest.raises(UserError, match=r"width 64 takes 66 items .* hold 41"):
         neighbour_item_vectors(table, np.arange(table.num_rows), 64, seed=0)
+
+
+def test_subjects_are_what_is_shown_together(table: Interactions) -> None:
+    subject_N = item_subjects(table, np.arange(table.num_rows - 1), seed=0)
+    raw = np.asarray(table.items.raw_id).astype(int)
+    held = (raw != 99) & (np.arange(len(raw)) > 0)
+    assert adjusted_rand_score(raw[held] // ITEMS, subject_N[held]) > 0.9
+    assert set(subject_N.tolist()) == set(range(SUBJECTS + 1))
+    assert subject_N[0] == 0
+    assert subject_N[raw == 99] == 0  # no given row holds it
+
+
+def test_few_items_have_no_subjects(table: Interactions) -> None:
+    rows = np.flatnonzero(np.asarray(table.items.raw_id).astype(int)[table.item_R] < 2 * ITEMS_A_SUBJECT - 1)
+    assert not item_subjects(table, rows, seed=0).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(20, 45), st.integers(1, 6), st.integers(2, 12))
+def test_any_log_has_subjects_or_none(seed: int, items: int, users: int, length: int) -> None:
+    """Of whatever shape: apart, all alike, or nearly empty."""
+    random = np.random.default_rng(seed)
+    item_R = random.integers(1, items + 1, users * length) if seed % 2 else np.arange(users * length) % items + 1
+    log = SimpleNamespace(user_R=np.repeat(np.arange(users), length), item_R=item_R, num_items=items)
+    subject_N = item_subjects(log, np.arange(len(item_R)), seed=0)
+    assert subject_N.shape == (items + 1,)
+    assert subject_N[0] == 0
+    assert 0 <= subject_N.min() <= subject_N.max() <= items // ITEMS_A_SUBJECT

@@ -15,7 +15,7 @@ def candidates(score: list[float], category: list[int]) -> Candidates:
     size = len(score)
     item_C = np.arange(size, dtype=np.int32) + 100
     scores = np.asarray(score, np.float32)
-    nothing = np.zeros((size, 0), np.float32), np.zeros(size, np.float32), np.zeros(size, np.int32)
+    nothing = np.zeros((size, 0), np.float32), np.zeros(size, np.float32), np.zeros(size, np.int32), np.ones(size)
     return Candidates(item_C, np.asarray(category, np.int32), scores, *nothing, scores, np.zeros(size, bool))
 
 

@@ -24,7 +24,7 @@ from torch_mlu_backend.co_visits import CoVisits, Order
 from torch_mlu_backend.errors import UserError
 from torch_mlu_backend.modules.two_tower import TwoTower
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 RECOMMENDER, ORIGINAL_RANKER, ORIGINAL_TWO_TOWER = "exported_recommender", "original_ranker", "original_two_tower"
 KINDS = (RECOMMENDER, ORIGINAL_RANKER, ORIGINAL_TWO_TOWER)
 RETRIEVAL, RANKING, MODEL = "retrieval.safetensors", "ranking.safetensors", "model.safetensors"

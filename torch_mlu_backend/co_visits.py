@@ -12,16 +12,19 @@ from torch import Tensor
 from torch_mlu_backend import safetensors_file
 from torch_mlu_backend.errors import UserError
 
-HISTORY, FLOOR = 128, 1e-3
+HISTORY, FLOOR, SUBJECT_PRIOR = 128, 1e-3, 10.0
 
 
 class CoVisits(NamedTuple):
     """What stands near each item, on the CPU: `item_NK`, the K items that belong to it most, int32 [N + 1, K], 0 where there are fewer,
-    `weight_NK`, how much, float32, and `clicks_N`, training clicks of each item."""
+    `weight_NK`, how much, float32, `clicks_N`, training clicks of each item, `subject_N`, its subject, 0 for none, and `share_K`, that of
+    each subject in all rows."""
 
     item_NK: Tensor
     weight_NK: Tensor
     clicks_N: Tensor
+    subject_N: Tensor
+    share_K: Tensor
 
     @classmethod
     def load(cls, path: Path) -> "CoVisits":
@@ -30,10 +33,16 @@ class CoVisits(NamedTuple):
         Raises:
             UserError: it holds something else.
         """
-        arrays = safetensors_file.read_named(path, ["item", "weight", "clicks"])
-        found = cls(arrays["item"], arrays["weight"], arrays["clicks"])
-        if found.item_NK.shape != found.weight_NK.shape or found.item_NK.shape[:1] != found.clicks_N.shape:
-            raise UserError(f"{path} cannot be read as co-visits: item, weight and clicks do not fit. Export again.")
+        names = ["item", "weight", "clicks", "subject", "share"]
+        arrays = safetensors_file.read_named(path, names)
+        found = cls(*(arrays[name] for name in names))
+        items = found.item_NK.shape[:1]
+        if found.item_NK.shape != found.weight_NK.shape or not items == found.clicks_N.shape == found.subject_N.shape:
+            raise UserError(
+                f"{path} cannot be read as co-visits: item, weight, clicks and subject do not fit. Export again."
+            )
+        if not 0 <= int(found.subject_N.min()) <= int(found.subject_N.max()) < len(found.share_K):
+            raise UserError(f"{path} cannot be read as co-visits: an item's subject has no share. Export again.")
         return found
 
     def scores(self, item_S: Tensor, clicked_S: Tensor, item_C: Tensor, decay: float) -> Tensor:
@@ -57,15 +66,24 @@ class CoVisits(NamedTuple):
             sums_C.index_add_(0, order_C[place_SK[found_SK]], weight_SK[found_SK])
         return sums_C
 
+    def subjects(self, item_S: Tensor, item_C: Tensor) -> Tensor:
+        """How many times as much of a candidate's subject the user's latest events have as all have, [C]; see `tenrec_jax.co_visits`."""
+        count_K = torch.bincount(self.subject_N[item_S[-HISTORY:]], minlength=len(self.share_K)).float()
+        count_K[0] = 0
+        expected_K = (count_K.sum() + SUBJECT_PRIOR) * self.share_K
+        more_K = torch.where(self.share_K > 0, (count_K + SUBJECT_PRIOR * self.share_K) / expected_K, 1.0)
+        return more_K[self.subject_N[item_C]]
+
 
 @dataclass(frozen=True)
 class Order:
-    """The powers of retrieval's odds, of the co-visits and of the items' clicks, and how much each event leaves of what those before it say
-    by co-visits."""
+    """The powers of retrieval's odds, of the co-visits, of the items' clicks and of their subjects, and how much each event leaves of what
+    those before it say by co-visits."""
 
     retrieval: float = 1.0
     co_visits: float = 0.0
     popularity: float = 0.0
+    subjects: float = 0.0
     decay: float = 0.8
 
     @classmethod
@@ -84,11 +102,19 @@ class Order:
         return found
 
     def fused(
-        self, retrieval_C: Tensor, worth_C: Tensor | None, co_visits_C: Tensor, clicks_C: Tensor, weight: float
+        self,
+        retrieval_C: Tensor,
+        worth_C: Tensor | None,
+        co_visits_C: Tensor,
+        clicks_C: Tensor,
+        subjects_C: Tensor,
+        weight: float,
     ) -> Tensor:
         """What orders the candidates [C]: a product with a ranker, a logarithm without; see `tenrec_jax.order.fused`."""
         log_odds_C = self.retrieval * retrieval_C + self.co_visits * torch.log1p(co_visits_C / FLOOR)
-        log_odds_C = log_odds_C + self.popularity * torch.log1p(clicks_C.float())
+        log_odds_C = (
+            log_odds_C + self.popularity * torch.log1p(clicks_C.float()) + self.subjects * torch.log(subjects_C)
+        )
         if worth_C is None:
             return log_odds_C
         best = log_odds_C.max() if len(log_odds_C) else 0.0

@@ -220,14 +220,15 @@ class Recommender:
             state = self._ranker.extend(self._ranker.start(profile), events)
             probability_CA = self._ranker.score(state, *self._of_items(item_C[None]))[0].float().sigmoid().cpu()
             worth_C = probability_CA @ torch.tensor(loaded.rules.action_values)
-        co_visits_C = clicks_C = torch.zeros(len(item_C))
+        co_visits_C, clicks_C, subjects_C = torch.zeros(len(item_C)), torch.zeros(len(item_C)), torch.ones(len(item_C))
         if loaded.co_visits is not None:
             latest = slice(-loaded.max_length, None)
             co_visits_C = loaded.co_visits.scores(
                 user.item[latest], user.action[latest, 0] > 0, item_C, loaded.order.decay
             )
             clicks_C = loaded.co_visits.clicks_N[item_C]
-        fused_C = loaded.order.fused(score_C, worth_C, co_visits_C, clicks_C, weight)
+            subjects_C = loaded.co_visits.subjects(user.item[latest], item_C)
+        fused_C = loaded.order.fused(score_C, worth_C, co_visits_C, clicks_C, subjects_C, weight)
         names = loaded.actions if self._ranker is not None else ()
         return [
             RecommendedItem(

@@ -31,7 +31,7 @@ from tenrec_jax.workspace import refuse_used, workspace
 from torch_mlu_backend import config as mirror_config
 from torch_mlu_backend.errors import UserError as MirrorError
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 KINDS = (Kind.EXPORTED_RECOMMENDER, Kind.ORIGINAL_RANKER, Kind.ORIGINAL_TWO_TOWER)
 RETRIEVAL, RANKING, PROBE = "retrieval.safetensors", "ranking.safetensors", "probe.safetensors"
 USERS, ITEMS, EVENTS = "users.safetensors", "items.safetensors", "events.safetensors"
