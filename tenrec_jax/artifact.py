@@ -10,6 +10,7 @@ users.parquet  items.parquet  events.parquet  rules.json
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -155,11 +156,14 @@ def with_weights(model: Model, path: Path) -> Model:
     return model._replace(parameters=load_weights(path, model.parameters))
 
 
+# The structures of the latest models are kept: one that takes another's place while it serves is most often of the same.
+@lru_cache(maxsize=8)
 def two_tower(config: TwoTowerConfig, vocabulary: Vocabulary) -> Model:
     """The structure of a two-tower, with abstract parameters."""
     return Model(*nnx.split(nnx.eval_shape(lambda: TwoTower(config, vocabulary, rngs=nnx.Rngs(0)))))
 
 
+@lru_cache(maxsize=8)
 def ranker(config: RankerConfig, vocabulary: Vocabulary) -> Model:
     """The structure of a ranker, with abstract parameters."""
     return Model(*nnx.split(nnx.eval_shape(lambda: Ranker(config, vocabulary, rngs=nnx.Rngs(0)))))
