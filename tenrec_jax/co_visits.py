@@ -84,14 +84,13 @@ class CoVisits(NamedTuple):
             item_S: dense ids of the user's events, clicked or not, oldest first, of which the last `HISTORY` are read.
             item_C: dense ids of the candidates.
         """
-        of_events_S, of_candidates_C = _of_items(self.subject_N, item_S[-HISTORY:]), _of_items(self.subject_N, item_C)
-        count_K = np.bincount(of_events_S, minlength=len(self.share_K)).astype(np.float32)
-        count_K[0] = 0
+        count_K = np.bincount(_of_items(self.subject_N, item_S[-HISTORY:]), minlength=len(self.share_K))
+        expected_K = (count_K[1:].sum() + SUBJECT_PRIOR) * self.share_K
         more_K = np.ones(len(self.share_K), np.float32)
-        seen_K = self.share_K > 0
-        expected_K = (count_K.sum() + np.float32(SUBJECT_PRIOR)) * self.share_K[seen_K]
-        more_K[seen_K] = (count_K[seen_K] + np.float32(SUBJECT_PRIOR) * self.share_K[seen_K]) / expected_K
-        return more_K[of_candidates_C]
+        np.divide(
+            count_K + SUBJECT_PRIOR * self.share_K, expected_K, out=more_K, where=expected_K > 0, casting="same_kind"
+        )
+        return more_K[_of_items(self.subject_N, item_C)]
 
     def save(self, path: Path) -> None:
         """Write them as safetensors."""
@@ -110,9 +109,8 @@ class CoVisits(NamedTuple):
             found = cls(*(arrays[name] for name in _NAMES))
         except (SafetensorError, OSError, KeyError) as error:
             raise UserError(f"{path} cannot be read as co-visits: {error}.") from error
-        if found.item_NK.shape != found.weight_NK.shape or not (
-            found.item_NK.shape[:1] == found.clicks_N.shape == found.subject_N.shape
-        ):
+        items = found.item_NK.shape[:1]
+        if found.item_NK.shape != found.weight_NK.shape or not items == found.clicks_N.shape == found.subject_N.shape:
             raise UserError(
                 f"{path} cannot be read as co-visits: item and weight must be [N + 1, K], clicks and subject [N + 1]."
             )
@@ -149,7 +147,7 @@ def count_co_visits(table: Interactions, rows: NDArray[np.integer], neighbours: 
 
     Args:
         table: the log. rows: its training rows, ascending, clicked or not: what is shown in a row has a subject too. In a log of clicks
-            alone no item has one: retrieval has learned from the same events, in full, and places on the first ten are lost by them.
+            alone no item gets one: retrieval has learned all of the same events, and subjects made its first ten places worse.
         neighbours: K, kept of each item.
         seed: of the subjects.
     """

@@ -16,7 +16,8 @@ PROOF = "proof"
 LONG = ("test_kills.py", "test_worker_kills.py", "test_notebooks.py", "test_page.py", "test_training.py")
 # Compiling is most of what these tests do, and their arrays are tiny: XLA's optimisations would cost more than they save.
 QUICK = "--xla_backend_optimization_level=0"
-# From 0.11.1 on XLA does not know the first of these flags, and one that it does not know ends the process.
+# From 0.11.1 on XLA does not know the first of these flags, and one that it does not know ends the process. The others keep compilation on
+# one thread, since each worker has one core; they were not tried with later versions.
 if jax.__version_info__ < (0, 11, 1):
     QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     QUICK += " --xla_cpu_enable_concurrency_optimized_scheduler=false"

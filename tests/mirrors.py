@@ -111,7 +111,7 @@ def two_tower_description(encoder: EncoderConfig = ENCODER, features: dict | Non
     return weights.Description(weights.TWO_TOWER, config, VOCABULARY)
 
 
-def write_recommender(folder: Path, *, ranked: bool = True, text_ids: bool = False, counted: bool = False) -> Path:
+def write_recommender(folder: Path, *, ranked: bool = True, text_ids: bool = False, co_visits: bool = False) -> Path:
     """A recommender of five users and 39 items with random weights, and an exact index."""
     random = np.random.default_rng(7)
     folder.mkdir(parents=True)
@@ -121,12 +121,12 @@ def write_recommender(folder: Path, *, ranked: bool = True, text_ids: bool = Fal
     artifact.save_weights(folder / artifact.RETRIEVAL_WEIGHTS, nnx.state(two_tower))
     if ranked:
         artifact.save_weights(folder / artifact.RANKING_WEIGHTS, nnx.state(random_model(ranking, 1)))
-    if counted:
+    if co_visits:
         near_NK = np.stack([random.permutation(items)[:10] for _ in range(items)]).astype(np.int32)
         clicks_N = random.integers(0, 90, items, dtype=np.int32)
         subject_N, share_K = random.integers(0, 4, items, dtype=np.int32), np.array([0, 0.5, 0.2, 0.3], np.float32)
-        co_visits = CoVisits(near_NK, random.random(near_NK.shape, np.float32), clicks_N, subject_N, share_K)
-        co_visits.save(folder / artifact.CO_VISITS)
+        counts = CoVisits(near_NK, random.random(near_NK.shape, np.float32), clicks_N, subject_N, share_K)
+        counts.save(folder / artifact.CO_VISITS)
         write_json(folder / artifact.ORDER, dataclasses.asdict(Order(0.6, 0.3, 0.2, 0.5, 0.9)))
     offsets = np.array([0, 0, 0, 1, 20, 35, events])  # user 1 has no event
     user_id, item_id = np.arange(users) * 101, np.arange(items) * 13 + (np.arange(items) > 0)

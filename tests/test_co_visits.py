@@ -62,10 +62,8 @@ def test_weights_are_those_counted_pair_by_pair_and_the_largest_are_kept(table: 
 
 def random_co_visits(random: np.random.Generator, items: int, neighbours: int) -> CoVisits:
     item_NK = np.stack([random.permutation(items)[:neighbours] + 1 for _ in range(items + 1)]).astype(np.int32)
-    clicks_N, subject_N = (
-        random.integers(0, 50, items + 1, dtype=np.int32),
-        random.integers(0, 4, items + 1, dtype=np.int32),
-    )
+    clicks_N = random.integers(0, 50, items + 1, dtype=np.int32)
+    subject_N = random.integers(0, 4, items + 1, dtype=np.int32)
     # The last subject has no item of its own in the training rows.
     share_K = np.array([0, *random.dirichlet(np.ones(3)), 0], np.float32)
     return CoVisits(item_NK, random.random(item_NK.shape, np.float32), clicks_N, subject_N, share_K)
@@ -104,10 +102,7 @@ def test_a_score_is_the_decayed_sum_of_the_clicked_events_weights(
 def test_subjects_are_shares_of_what_is_shown_over_those_of_all(seed: int, events: int, candidates: int) -> None:
     random = np.random.default_rng(seed)
     co_visits = random_co_visits(random, 12, 3)
-    item_S, item_C = (
-        random.integers(1, 15, events).astype(np.int32),
-        random.integers(1, 15, candidates).astype(np.int32),
-    )
+    item_S, item_C = (random.integers(1, 15, size).astype(np.int32) for size in (events, candidates))
     subject = [*co_visits.subject_N.tolist(), 0, 0]  # the two last items were added after training
     seen = [subject[item] for item in item_S[-HISTORY:] if subject[item]]
     expected = []
@@ -120,10 +115,8 @@ def test_subjects_are_shares_of_what_is_shown_over_those_of_all(seed: int, event
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     if max(*item_S, *item_C, 0, 0) <= 12:
         there = mirror.CoVisits(*map(torch.from_numpy, co_visits))
-        found_there = there.subjects(
-            torch.from_numpy(item_S.astype(np.int64)), torch.from_numpy(item_C.astype(np.int64))
-        )
-        np.testing.assert_allclose(found_there, found, rtol=1e-6)
+        asked = (torch.from_numpy(item.astype(np.int64)) for item in (item_S, item_C))
+        np.testing.assert_allclose(there.subjects(*asked), found, rtol=1e-6)
 
 
 def test_shares_of_subjects_are_those_of_the_given_rows(table: Interactions) -> None:
@@ -202,9 +195,9 @@ def test_no_other_powers_have_a_smaller_loss() -> None:
             total -= float(np.log(odds_C[hit_C] / (n_C * odds_C).sum()).sum())
         return total
 
-    found, axis = fit_order({1.0: signals}, clicked, [np.log(n) for n in count]), np.linspace(LEAST_WORTH, 1.5, 8)
-    few = (0.0, 0.1, 0.2)
-    best_of_all = min(loss(*powers) for powers in itertools.product(axis, axis, few, few, few))
+    found, axis = fit_order({1.0: signals}, clicked, [np.log(n) for n in count]), np.linspace(LEAST_WORTH, 1.5, 12)
+    few = (0.0, 0.05, 0.1, 0.2)
+    best_of_all = min(loss(*powers) for powers in itertools.product(axis, axis, few, few, (0.0, 0.1)))
     powers = found.retrieval, found.co_visits, found.popularity, found.subjects
     on_the_ray = (loss(a, *(a * power for power in powers)) for a in np.linspace(LEAST_WORTH, 1.5, 60))
     assert min(on_the_ray) <= best_of_all + 1e-2

@@ -66,7 +66,7 @@ def assert_same_items(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize(("ranked", "co_visits"), [(True, False), (True, True), (False, False), (False, True)])
 def test_the_mirror_gives_the_same_recommendations_and_scores(ranked: bool, co_visits: bool, tmp_path: Path) -> None:
-    kind = {"ranked": ranked, "counted": co_visits}
+    kind = {"ranked": ranked, "co_visits": co_visits}
     export(mirrors.write_recommender(tmp_path / "recommender", **kind), tmp_path / "exported")
     here = Recommender.load(tmp_path / "recommender")
     there = MirrorRecommender.load(tmp_path / "exported", "cpu")
@@ -93,7 +93,7 @@ def test_the_mirror_gives_the_same_recommendations_and_scores(ranked: bool, co_v
 
 
 def test_text_ids_and_co_visits_travel_too(tmp_path: Path) -> None:
-    export(mirrors.write_recommender(tmp_path / "recommender", text_ids=True, counted=True), tmp_path / "exported")
+    export(mirrors.write_recommender(tmp_path / "recommender", text_ids=True, co_visits=True), tmp_path / "exported")
     there = MirrorRecommender.load(tmp_path / "exported", "cpu")
     here = Recommender.load(tmp_path / "recommender")
     assert_same_items(there.recommend(user_id="303").items, here.recommend(user_id="303").items)

@@ -68,9 +68,8 @@ class CoVisits(NamedTuple):
 
     def subjects(self, item_S: Tensor, item_C: Tensor) -> Tensor:
         """How many times as much of a candidate's subject the user's latest events have as all have, [C]; see `tenrec_jax.co_visits`."""
-        count_K = torch.bincount(self.subject_N[item_S[-HISTORY:]], minlength=len(self.share_K)).float()
-        count_K[0] = 0
-        expected_K = (count_K.sum() + SUBJECT_PRIOR) * self.share_K
+        count_K = torch.bincount(self.subject_N[item_S[-HISTORY:]], minlength=len(self.share_K))
+        expected_K = (count_K[1:].sum() + SUBJECT_PRIOR) * self.share_K
         more_K = torch.where(self.share_K > 0, (count_K + SUBJECT_PRIOR * self.share_K) / expected_K, 1.0)
         return more_K[self.subject_N[item_C]]
 
